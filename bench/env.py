@@ -1,0 +1,305 @@
+"""Speed of the sandboxed interpreter (env.py) beside three other ways to run an agent's steps, on the same snippets.
+
+    python bench/env.py                  # about three minutes on two cores
+    python bench/env.py --out env.json   # the figures also as JSON
+
+(a) a process per step, as the released SCoRe code does it: fork, execute, send back what can be pickled;
+(b) `python -c` per step, which has to repeat the earlier steps to have their variables;
+(c) smolagents' LocalPythonExecutor, which isolates nothing: it interprets the syntax tree inside this process.
+Every way runs the trajectories one after the other; the last row runs ours from 16 threads. "wrong" counts the steps
+that print something else than in env.py. Not measured: searches. Other work on the machine blurs all figures: see
+`load` in the JSON.
+"""
+import argparse
+import importlib.util
+import json
+import multiprocessing
+import os
+import pathlib
+import pickle
+import re
+import statistics
+import subprocess
+import sys
+import time
+import types
+from concurrent.futures import ThreadPoolExecutor
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+spec = importlib.util.spec_from_file_location("score_env", ROOT / "env.py")       # the name of this file, too
+env = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(env)
+
+# Trajectories of four steps as agents write them, by kind. Every step prints something.
+TRAJECTORIES = {
+    "arithmetic": [
+        ["price = 12.5\ncount = 8\nprint(price * count)",
+         "total = price * count\ndiscount = total * 0.15\nprint(discount)",
+         "def tax(x):\n    return round(x * 1.2, 2)\nprint(tax(total - discount))",
+         "print(f'{tax(total - discount):.1f}')"],
+        ["words = 'the quick brown fox jumps over the lazy dog'.split()\nprint(len(words))",
+         "lengths = {w: len(w) for w in words}\nprint(max(lengths.values()))",
+         "import re\nprint(re.findall(r'o.', ' '.join(words)))", "print(sorted(set(''.join(words)))[:5])"]],
+    "loops": [
+        ["primes = [n for n in range(2, 3000) if all(n % d for d in range(2, int(n ** 0.5) + 1))]\n"
+         "print(len(primes))",
+         "total = 0\nfor p in primes:\n    if p % 4 == 1:\n        total += p * p\nprint(total)",
+         "def collatz(n):\n    steps = 0\n    while n != 1:\n        n = n // 2 if n % 2 == 0 else 3 * n + 1\n"
+         "        steps += 1\n    return steps\nprint(max(range(1, 1500), key=collatz))",
+         "count = 0\nfor a in range(1, 120):\n    for b in range(a, 120):\n        c = (a*a + b*b) ** 0.5\n"
+         "        if c == int(c):\n            count += 1\nprint(count)"]],
+    "numpy": [
+        ["import numpy as np\nA = np.arange(36).reshape(6, 6) + np.eye(6)\nprint(np.linalg.det(A).round(3))",
+         "B = A.dot(A.T)\nprint(np.trace(B))", "x = np.linalg.solve(A, np.ones(6))\nprint(x.sum().round(4))",
+         "rng = np.random.RandomState(0)\nhits = (rng.rand(100_000, 2) ** 2).sum(1) < 1\n"
+         "print(4 * hits.mean())"]],
+    "sympy": [
+        ["import sympy as sp\nx, y = sp.symbols('x y')\nprint(sp.factor(x**4 - 5*x**2 + 4))",
+         "print(sp.solve([x + 2*y - 7, 3*x - y - 7], [x, y]))",
+         "f = x**3 - 3*x + 1\nprint(sp.diff(f, x), sp.integrate(f, x))",
+         "print(sp.simplify(sp.sin(x)**2 + sp.cos(x)**2 + sp.expand((x + 1)**2) - x**2))"],
+        ["from sympy import symbols, Eq, solve\nn = symbols('n')\nprint(solve(Eq(n * (n + 1) / 2, 210), n))",
+         "import sympy\nprint(sympy.factorint(5040))", "print(sympy.Matrix([[1, 2], [3, 4]]).det())",
+         "print(sympy.summation(1 / (n * (n + 1)), (n, 1, 10)))"]],
+}
+
+
+class Ours:
+    name = "env.py"
+
+    def __init__(self):
+        self.interpreter = env.Interpreter(seconds=30)
+
+    def step(self, code):
+        return self.interpreter.run(code).text
+
+    def close(self):
+        self.interpreter.close()
+
+
+def forked_step(code, state, modules, pipe):
+    """Body of (a)'s process: what can be pickled survives the step."""
+    import contextlib
+    import io
+    scope = {**pickle.loads(state), **{name: __import__(module) for name, module in modules.items()}}
+    out = io.StringIO()
+    with contextlib.redirect_stdout(out):
+        exec(code, scope)
+    kept = {}
+    for name, value in scope.items():
+        try:
+            if name != "__builtins__":
+                pickle.dumps(value)
+                kept[name] = value
+        except Exception:                                  # lambdas, generators, classes ... are lost
+            pass
+    modules = {name: value.__name__ for name, value in scope.items() if isinstance(value, types.ModuleType)}
+    pipe.send((out.getvalue(), pickle.dumps(kept), modules))
+
+
+class ProcessPerStep:
+    name = "(a) process per step"
+
+    def __init__(self):
+        self.state, self.modules, self.functions = pickle.dumps({}), {}, ""
+
+    def step(self, code):
+        context = multiprocessing.get_context("fork")
+        ours, theirs = context.Pipe()
+        args = (self.functions + code, self.state, self.modules, theirs)
+        process = context.Process(target=forked_step, args=args)
+        process.start()
+        theirs.close()
+        text, self.state, self.modules = ours.recv()
+        process.join()
+        defined = re.findall(r"^def .*\n(?:    .*\n?)*", code, re.M)
+        self.functions += "".join(defined) + "\n"          # kinder than the release, which loses them
+        return text.rstrip()
+
+    def close(self):
+        pass
+
+
+class Subprocess:
+    name = "(b) python -c per step"
+
+    def __init__(self):
+        self.past = ""
+
+    def step(self, code):
+        quiet, loud = "import io, sys\nsys.stdout = io.StringIO()\n", "sys.stdout = sys.__stdout__\n"
+        source = quiet + self.past + loud + code
+        self.past += code + "\n"
+        return subprocess.run([sys.executable, "-c", source], capture_output=True, text=True).stdout.rstrip()
+
+    def close(self):
+        pass
+
+
+class Smolagents:
+    name = "(c) smolagents local"
+
+    def __init__(self):
+        from smolagents.local_python_executor import LocalPythonExecutor
+        self.executor = LocalPythonExecutor(["numpy", "numpy.*", "sympy", "sympy.*", "re"])
+        self.executor.send_tools({})
+
+    def step(self, code):
+        from smolagents.local_python_executor import InterpreterError
+        try:
+            return self.executor(code).logs.rstrip()
+        except InterpreterError as error:                  # counted under "wrong"
+            return str(error)
+
+    def close(self):
+        pass
+
+
+def play(way, trajectories):
+    """-> seconds of each step, its text; the first step of a trajectory includes the start."""
+    seconds, texts = [], []
+    for steps in trajectories:
+        start = time.perf_counter()
+        runner = way()
+        for code in steps:
+            texts.append(runner.step(code))
+            seconds.append(time.perf_counter() - start)
+            start = time.perf_counter()
+        runner.close()
+    return seconds, texts
+
+
+def compare(repeats):
+    """Rows of the table: steps per second by kind and in all, start with the first step, step times."""
+    rows, expected = {}, {}
+    for way in Ours, ProcessPerStep, Subprocess, Smolagents:
+        try:
+            play(way, TRAJECTORIES["arithmetic"])          # imports, the zygote
+        except ImportError as error:
+            print(f"{way.name} is left out: {error}")
+            continue
+        row, everything, firsts = {}, [], []
+        for kind, trajectories in TRAJECTORIES.items():
+            times = 1 if way is Subprocess else repeats
+            seconds, texts = play(way, trajectories * times)
+            expected.setdefault(kind, texts[:4 * len(trajectories)])
+            row[kind + " steps/s"] = len(seconds) / sum(seconds)
+            wrong = sum(a != b for a, b in zip(texts, expected[kind] * times))
+            row["wrong"] = row.get("wrong", 0) + wrong / times
+            everything += seconds * (repeats // times)
+            firsts += seconds[::4]
+        row["all steps/s"] = len(everything) / sum(everything)
+        row["start + first step ms"] = 1000 * statistics.median(firsts)
+        row["step ms p50"] = 1000 * statistics.median(everything)
+        row["step ms p90"] = 1000 * statistics.quantiles(everything, n=10)[-1]
+        rows[way.name] = row
+    trajectories = [t for group in TRAJECTORIES.values() for t in group] * (4 * repeats)
+    start = time.perf_counter()
+    with ThreadPoolExecutor(16) as pool:
+        list(pool.map(lambda steps: play(Ours, [steps]), trajectories))
+    rows["env.py, 16 threads"] = {"all steps/s": 4 * len(trajectories) / (time.perf_counter() - start)}
+    return rows
+
+
+def prefixes():
+    """Prefixes of the authors' recorded trajectories, with their searches' replies; else of the ones above."""
+    found = []
+    for path in sorted(ROOT.glob("../shared/data/score_release/*_trajectories.jsonl")):
+        for line in path.read_text(encoding="utf-8").splitlines():
+            steps = [(s["code"], s["observation"]) for s in json.loads(line)["steps"] if s["code"].strip()]
+            found += [steps[:k] for k in range(1, len(steps))]
+    ours = [t for group in TRAJECTORIES.values() for t in group]
+    return found or [[(code, "") for code in t[:k]] for t in ours for k in (1, 2, 3)]
+
+
+def fork_latency(every):
+    """Milliseconds from fork() to the first answer of the copy, over the prefixes; beside it an empty start."""
+    milliseconds, starts = [], []
+    for steps in prefixes()[::every]:
+        reply = None
+        original = env.Interpreter(search=lambda query: reply, seconds=60)
+        for code, reply in steps:
+            original.run(code)
+        start = time.perf_counter()
+        copy = original.fork()
+        copy.run("1")
+        milliseconds.append(1000 * (time.perf_counter() - start))
+        original.close(), copy.close()
+        start = time.perf_counter()
+        fresh = env.Interpreter()
+        fresh.run("1")
+        starts.append(1000 * (time.perf_counter() - start))
+        fresh.close()
+    return {"empty start ms p50": statistics.median(starts), "fork ms p50": statistics.median(milliseconds),
+            "fork ms p90": statistics.quantiles(milliseconds, n=10)[-1], "prefixes": len(milliseconds)}
+
+
+def crowd(number=256):
+    """Memory of many live interpreters, shared pages counted once (proportional set size)."""
+    everyone = [env.Interpreter() for _ in range(number)]
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda one: one.run(TRAJECTORIES["sympy"][0][0]), everyone))
+    try:
+        leader = env.ZYGOTE.process.pid
+        group = [path.parent for path in pathlib.Path("/proc").glob("[0-9]*/stat")
+                 if path.read_text().rsplit(")", 1)[1].split()[2] == str(leader)]          # same process group
+        sizes = [int(re.search(r"^Pss:\s+(\d+)", (path / "smaps_rollup").read_text(), re.M)[1]) for path in group]
+    except OSError as error:
+        return {"memory of 256": f"unknown ({error})"}
+    finally:
+        for one in everyone:
+            one.close()
+    return {"interpreters": number, "MiB in all": sum(sizes) / 1024}
+
+
+def rollout_overhead(trajectories=256, steps=8):
+    """A rollout with an engine that generates nothing. -> the share of its wall time spent in this process"""
+    order = [t for group in TRAJECTORIES.values() for t in group]
+
+    class StubEngine:
+        def play(self, episodes, **_):
+            def run(numbered):
+                number, episode = numbered
+                script = order[number % len(order)] + order[(number + 1) % len(order)]
+                episode.turn("<first_thought>plan</first_thought>")
+                for code in script[:steps]:
+                    episode.turn(f"<thought>next</thought><code>{code}</code>")
+            with ThreadPoolExecutor(16) as pool:
+                list(pool.map(run, enumerate(episodes)))
+
+    starts = [{"id": str(i), "question": "?", "answer": "!"} for i in range(trajectories)]
+    env.rollout(StubEngine(), starts[:2], max_steps=steps)
+    wall, own = time.perf_counter(), time.process_time()
+    done = env.rollout(StubEngine(), starts, max_steps=steps)
+    wall, own = time.perf_counter() - wall, time.process_time() - own
+    assert all(len(t["messages"]) == 2 * steps + 3 for t in done), [len(t["messages"]) for t in done][:5]
+    return {"rollout s": wall, "own Python": own / wall, "steps": trajectories * steps}
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--repeats", type=int, default=10, help="runs of every trajectory (default 10)")
+    parser.add_argument("--every", type=int, default=2, help="fork at every n-th recorded prefix (default 2)")
+    parser.add_argument("--out", help="JSON file for the figures")
+    args = parser.parse_args()
+    figures = {"load": os.getloadavg()[0], "cores": len(os.sched_getaffinity(0)), "python": sys.version[:6]}
+    figures["rows"] = compare(args.repeats)
+    columns = list(figures["rows"]["env.py"])
+    print("\n| | " + " | ".join(columns) + " |\n|---" + "|---" * len(columns) + "|")
+    for name, row in figures["rows"].items():
+        print(f"| {name} | " + " | ".join(f"{row[c]:.4g}" if c in row else "" for c in columns) + " |")
+    ours = figures["rows"]["env.py"]["all steps/s"]
+    print()
+    for name, row in figures["rows"].items():
+        if name.startswith("("):
+            print(f"env.py runs {ours / row['all steps/s']:.1f} times the steps of {name}")
+    for part in lambda: fork_latency(args.every), crowd, rollout_overhead:
+        figures.update(now := part())
+        print("; ".join(f"{key} {value:.4g}" for key, value in now.items() if not isinstance(value, str)))
+    figures["load after"] = os.getloadavg()[0]
+    if args.out:
+        pathlib.Path(args.out).write_text(json.dumps(figures, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

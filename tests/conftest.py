@@ -1,0 +1,43 @@
+"""Fixtures: a tiny student made on the spot, and the demo's teacher behind its HTTP endpoint."""
+import os
+import subprocess
+import sys
+
+import pytest
+
+ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+sys.path[:0] = [ROOT, os.path.join(ROOT, "demo")]
+os.environ.setdefault("DS_ACCELERATOR", "cpu")
+
+
+def script(name, *args, ranks=None, check=True, **more):
+    """Run one of the scripts as a user does -> CompletedProcess; the test fails with its output if it fails."""
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(ranks)] if ranks else []
+    done = subprocess.run([sys.executable, *launcher, os.path.join(ROOT, name), *map(str, args)], capture_output=True, text=True,
+                          env={**os.environ, "OMP_NUM_THREADS": "1"}, **more)
+    assert not check or done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    return done
+
+
+@pytest.fixture(scope="session")
+def tokenizer():
+    import student
+    return student.make_tokenizer()
+
+
+@pytest.fixture(scope="session")
+def checkpoint(tmp_path_factory, tokenizer):
+    """Folder of an untrained student of 0.1M parameters."""
+    import student
+    path = str(tmp_path_factory.mktemp("student"))
+    student.make_model(tokenizer, width=32, layers=2).save_pretrained(path)
+    tokenizer.save_pretrained(path)
+    return path
+
+
+@pytest.fixture(scope="session")
+def teacher_url():
+    import teacher
+    server, url = teacher.serve(teacher.parse_args(["--port", "0"]))
+    yield url
+    server.shutdown()

@@ -1,0 +1,526 @@
+"""`eval.py run` and `table`: metrics against the published formulas, public files, resume, ranks, errors."""
+
+import json
+import math
+import os
+import random
+import re
+import string
+import subprocess
+import sys
+from collections import Counter
+
+import pytest
+
+ROOT = os.path.abspath(os.path.join(os.path.dirname(__file__), ".."))
+sys.path.insert(0, ROOT)
+import env
+import eval as evaluate
+import judge
+
+BENCH = os.path.join(ROOT, "..", "shared", "data", "arpo_eval")
+
+
+# ---- the published formulas, restated from the scripts ----
+
+
+def arpo_script(prediction, answers):
+    """Question-answering branch of the evaluation script of WebThinker and ARPO."""
+
+    def normalize(s):
+        return " ".join(re.sub(r"\b(a|an|the)\b", " ", s.lower()).strip().split())
+
+    metric = {"em": 0, "f1": 0}
+    prediction = normalize(prediction)
+    for answer in answers:
+        answer = normalize(answer)
+        em = int(prediction == answer)
+        prediction_tokens, answer_tokens = prediction.split(), answer.split()
+        num_same = sum((Counter(prediction_tokens) & Counter(answer_tokens)).values())
+        if num_same == 0:
+            continue
+        precision, recall = 1.0 * num_same / len(prediction_tokens), 1.0 * num_same / len(answer_tokens)
+        metric["f1"] = max((2 * precision * recall) / (precision + recall), metric["f1"])
+        metric["em"] = max(em, metric["em"])
+    return metric["f1"], metric["em"]
+
+
+def hotpot_script(prediction, answers):
+    """hotpot_evaluate_v1.py, the best over the answers as in SQuAD's evaluate-v1.1.py."""
+
+    def normalize(s):
+        s = "".join(ch for ch in s.lower() if ch not in set(string.punctuation))
+        return " ".join(re.sub(r"\b(a|an|the)\b", " ", s).split())
+
+    def f1_score(prediction, answer):
+        prediction, answer = normalize(prediction), normalize(answer)
+        if prediction in ["yes", "no", "noanswer"] and prediction != answer:
+            return 0
+        if answer in ["yes", "no", "noanswer"] and prediction != answer:
+            return 0
+        num_same = sum((Counter(prediction.split()) & Counter(answer.split())).values())
+        if num_same == 0:
+            return 0
+        precision, recall = 1.0 * num_same / len(prediction.split()), 1.0 * num_same / len(answer.split())
+        return (2 * precision * recall) / (precision + recall)
+
+    return max(f1_score(prediction, a) for a in answers), max(
+        int(normalize(prediction) == normalize(a)) for a in answers
+    )
+
+
+HAND = [
+    ("", [""]),
+    ("the", ["a"]),
+    ("Yes.", ["yes"]),
+    ("yes", ["no"]),
+    ("yes it is", ["yes"]),
+    ("no", ["noanswer"]),
+    ("The Beatles", ["beatles"]),
+    ("U.S.", ["US"]),
+    ("don't", ["dont"]),
+    ("1,000", ["1000"]),
+    ("\u00c9mile Zola", ["émile zola"]),
+    ("New  York\tCity", ["new york", "NYC"]),
+    ("an apple a day", ["Apple day"]),
+    ("theatre", ["the atre"]),
+    ("A", ["a", "the"]),
+    ("Frank Lowy, Australia", ["Frank Lowy"]),
+    ("20 June 1837", ["June 20, 1837"]),
+    ("a-b", ["a b"]),
+    ("x" * 500, ["y"]),
+    ("James Madison Jr.", ["james madison"]),
+    ("...", ["!!!"]),
+    ("1.95 m", ["1.95m", "195 cm"]),
+    ("no.", ["No"]),
+]
+
+
+def generated_pairs(n):
+    rng = random.Random(0)
+    words = (
+        "the a an The AN yes no noanswer Yes No. paris Paris, France. U.S. l'an 1837 20 June, O'Neil (b) "
+        "naïve Éire the-end an. a, x y z -- 3.14 $5 100% “quoted” new\u00a0york"
+    ).split(" ")
+    for _ in range(n):
+        prediction = " ".join(rng.choices(words, k=rng.randint(0, 7)))
+        answers = [" ".join(rng.choices(words, k=rng.randint(0, 5))) for _ in range(rng.randint(1, 3))]
+        if rng.random() < 0.3:
+            answers[0] = rng.choice([prediction, prediction.upper(), prediction + ".", "the " + prediction])
+        yield prediction, answers
+
+
+@pytest.mark.parametrize("variant, script", [("arpo", arpo_script), ("squad", hotpot_script)])
+def test_f1_and_exact_match_equal_the_published_scripts(variant, script):
+    nonzero = 0
+    for prediction, answers in [*HAND, *generated_pairs(12_000)]:
+        f1, em = evaluate.qa_score(prediction, answers, variant)
+        expected = script(prediction, answers)
+        assert abs(f1 - expected[0]) < 1e-12 and em == expected[1], (prediction, answers)
+        nonzero += 0 < f1 < 1
+    assert nonzero > 2000
+
+
+def test_variants_differ_where_they_should():
+    assert evaluate.qa_score("Paris.", ["Paris"], "arpo") == (0.0, 0.0)
+    assert evaluate.qa_score("Paris.", ["Paris"], "squad") == (1.0, 1.0)
+    assert evaluate.qa_score("yes it is", ["yes"], "arpo")[0] == 0.5
+    assert evaluate.qa_score("yes it is", ["yes"], "squad")[0] == 0.0
+
+
+# ---- benchmarks as published, with engines that need no model ----
+
+
+def fake_rollout(answer):
+    """`env.rollout` without interpreters: `answer(task)` is the prediction, None for none."""
+
+    def rollout(engine, starts, **flags):
+        return [
+            {
+                **s,
+                "messages": [dict(role="user", content=s["question"]), dict(role="assistant", content="x")],
+                "prediction": answer(s),
+                "stop": "answer" if answer(s) is not None else "max_steps",
+                "usage": {},
+            }
+            for s in starts
+        ]
+
+    return rollout
+
+
+def run(out, *flags, engine="stub"):
+    evaluate.run(evaluate.parse_args(["run", "--model", "stub", "--out", str(out), *map(str, flags)]), engine)
+    return json.load(open(os.path.join(out, "results.json"), encoding="utf-8"))
+
+
+def tasks_file(path, n=6, **extra):
+    with open(path, "w", encoding="utf-8") as f:
+        for i in range(n):
+            f.write(
+                json.dumps(
+                    dict(
+                        id=f"t{i}",
+                        question=f"What is {i} + 1?",
+                        answer=str(i + 1),
+                        kind=["math", "search"][i % 2],
+                        horizon=2 + i // 2 % 2,
+                        **extra,
+                    )
+                )
+                + "\n"
+            )
+    return path
+
+
+@pytest.mark.parametrize(
+    "name, metric, n",
+    [
+        ("aime24", "judge", 30),
+        ("aime25", "judge", 30),
+        ("math500", "judge", 500),
+        ("hotpotqa", "f1-arpo", 200),
+        ("bamboogle", "f1-arpo", 125),
+    ],
+)
+def test_oracle_is_100_and_silence_is_0(name, metric, n, tmp_path, monkeypatch):
+    path = os.path.join(BENCH, name, "test.jsonl")
+    if not os.path.exists(path):
+        pytest.skip(f"{path} is not there")
+    monkeypatch.setattr(env, "rollout", fake_rollout(lambda t: judge.as_list(t["answer"])[-1]))
+    row = run(tmp_path / "oracle", "--tasks", path)["rows"][0]
+    assert (row["metric"], row["n"], row["mean"], row["unanswered"]) == (metric, n, 100.0, 0)
+    assert row["group"].lower() == name
+    monkeypatch.setattr(env, "rollout", fake_rollout(lambda t: None))
+    row = run(tmp_path / "silence", "--tasks", path)["rows"][0]
+    assert (row["n"], row["mean"], row["unanswered"]) == (n, 0.0, n)
+
+
+def test_every_field_name_of_the_public_sets(tmp_path, monkeypatch):
+    lines = [
+        dict(problem="1 + 1?", answer=2, id=1),
+        dict(Question="Who?", answer=["Ann", "Anna"], Level=2),
+        dict(question="2 + 2?", answer="because\n#### 4"),
+        dict(question="3?", true_answer="\\boxed{3}"),
+    ]
+    (tmp_path / "gaia").mkdir()
+    path = tmp_path / "gaia" / "test.jsonl"
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    monkeypatch.setattr(
+        env,
+        "rollout",
+        fake_rollout(lambda t: {"Who?": "Anna", "2 + 2?": "4", "1 + 1?": "2", "3?": "3"}[t["question"]]),
+    )
+    rows = run(tmp_path / "out", "--tasks", path)["rows"]
+    assert [evaluate.row_name(r) for r in rows] == ["GAIA", "GAIA-2"] and [r["mean"] for r in rows] == [
+        100,
+        100,
+    ]
+
+
+@pytest.mark.parametrize(
+    "path, name",
+    [
+        ("x/aime24/test.jsonl", "AIME24"),
+        ("2Wiki/test.jsonl", "2Wiki"),
+        ("2WikiMultihopQA.jsonl", "2Wiki"),
+        ("gsm-hard/test.jsonl", "GSM-Hard"),
+        ("gsm_hard.jsonl", "GSM-Hard"),
+        ("webwalkerqa/test.jsonl", "WebWalker"),
+        ("xbench-deepsearch/test.jsonl", "xBench"),
+        ("MuSiQue/dev.jsonl", "MuSiQue"),
+        ("runs/demo/tasks/eval.jsonl", "eval"),
+        ("tasks/hard.jsonl", "hard"),
+        ("mine/test.jsonl", "mine"),
+        ("olymmath/test.jsonl", "OlymMATH"),
+    ],
+)
+def test_benchmark_of(path, name):
+    assert evaluate.benchmark_of(path) == name
+
+
+# ---- numbers ----
+
+
+def prediction(i, r, correct, **extra):
+    return (
+        dict(
+            id=f"t{i}",
+            run=r,
+            group="g",
+            metric="judge",
+            score=float(correct),
+            correct=correct,
+            prediction="1",
+            stop="answer",
+            verdict="right",
+            messages=[dict(role="assistant", content="")] * 2,
+        )
+        | extra
+    )
+
+
+def test_mean_errors_and_pass_at_k_by_hand():
+    solved = [[1, 1, 1, 0], [0, 0, 0, 0], [1, 0, 0, 0]]  # 3 tasks, 4 runs
+    row = evaluate.summarize(
+        [prediction(i, r, bool(solved[i][r])) for i in range(3) for r in range(4)], "g", {}
+    )
+    assert row["n"] == 3 and abs(row["mean"] - 100 / 3) < 1e-9
+    means = [75, 0, 25]
+    assert abs(row["se"] - math.sqrt(sum((m - 100 / 3) ** 2 for m in means) / 2 / 3)) < 1e-9
+    assert [round(x, 3) for x in row["runs"]] == [66.667, 33.333, 33.333, 0] and abs(
+        row["sd"] - 27.217
+    ) < 1e-3
+    assert row["pass_at"].keys() == {"1", "2", "4"}
+    assert (
+        abs(row["pass_at"]["2"] - 100 * (1 + 0 + 0.5) / 3) < 1e-9
+        and abs(row["pass_at"]["4"] - 200 / 3) < 1e-9
+    )
+
+
+def test_no_answer_is_counted_by_reason():
+    rows = [
+        prediction(0, 0, True),
+        prediction(1, 0, False, prediction=None, stop="max_steps", verdict=None),
+        prediction(2, 0, False, prediction=None, stop="max_tokens", verdict=None),
+        prediction(3, 0, False, prediction=None, stop="failed", verdict=None),
+        prediction(4, 0, False, verdict="failed"),
+    ]
+    row = evaluate.summarize(rows, "g", {})
+    assert (row["unanswered"], row["truncated"], row["failed"], row["mean"]) == (1, 1, 2, 20.0)
+
+
+def test_the_judge_is_asked_for_metric_judge_only_and_its_failure_is_no_verdict(monkeypatch):
+    asked = []
+
+    def correct_answer(teacher, question, prediction, answers):
+        asked.append(teacher)
+        if teacher:
+            raise judge.BadReply("not JSON")
+        return False
+
+    monkeypatch.setattr(judge, "correct_answer", correct_answer)
+    t = dict(question="?", answer="1", prediction="one", stop="answer", messages=[])
+    assert evaluate.score(t | dict(metric="rule"), teacher="teacher")["verdict"] == "wrong"
+    failed = evaluate.score(t | dict(metric="judge"), teacher="teacher")
+    assert asked == [None, "teacher"] and failed["verdict"] == "failed"
+    assert evaluate.why_zero(t | failed) == "failed"
+
+
+def test_rows_by_kind_and_horizon(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(env, "rollout", fake_rollout(lambda t: t["answer"] if t["kind"] == "math" else "999"))
+    rows = run(tmp_path / "out", "--tasks", tasks_file(tmp_path / "eval.jsonl", 8))["rows"]
+    assert {evaluate.row_name(r): r["mean"] for r in rows} == {
+        "eval": 50,
+        "eval, math": 100,
+        "eval, search": 0,
+        "eval, math, horizon 2": 100,
+        "eval, math, horizon 3": 100,
+        "eval, search, horizon 2": 0,
+        "eval, search, horizon 3": 0,
+    }
+    assert "unanswered" in capsys.readouterr().out
+
+
+# ---- the real rollout, resume, ranks ----
+
+
+class Oracle:
+    """An engine that searches nothing and answers at once, through real interpreters."""
+
+    def play(self, episodes, progress=None, **sampling):
+        for e in episodes:
+            e.turn("<first_thought>Answer.</first_thought>")
+            e.turn(f"<thought>So.</thought><code>final_answer_print({e.task['answer']!r})</code>")
+
+
+def test_real_interpreters_and_resume(tmp_path):
+    out, tasks = tmp_path / "rl-greedy", tasks_file(tmp_path / "eval.jsonl")
+    flags = ["--tasks", tasks, "--runs", 2, "--chunk", 4, "--greedy"]
+    results = run(out, *flags, engine=Oracle())
+    assert (
+        results["rows"][0]["mean"] == 100
+        and results["name"] == "rl-greedy"
+        and results["decoding"] == "greedy"
+    )
+    path = out / "predictions.jsonl"
+    lines = path.read_bytes().splitlines(keepends=True)
+    assert len(lines) == 12
+    path.write_bytes(b"".join(lines[:7]) + lines[7][:30])  # killed while the eighth line was written
+
+    class Counting(Oracle):
+        played = 0
+
+        def play(self, episodes, **flags):
+            Counting.played += len(episodes)
+            super().play(episodes, **flags)
+
+    assert run(out, *flags, engine=Counting())["rows"][0]["n"] == 6 and Counting.played == 5
+    keys = [(p["id"], p["run"]) for p in map(json.loads, path.read_text().splitlines())]
+    assert len(keys) == len(set(keys)) == 12
+    assert json.load(open(out / "args.json"))["args"]["runs"] == 2
+    with pytest.raises(judge.InputError, match="max_steps 8, not 4"):
+        run(out, *flags, "--max-steps", 4, engine=Oracle())
+
+
+def test_failed_tasks_are_tried_again(tmp_path, monkeypatch):
+    tasks = tasks_file(tmp_path / "eval.jsonl", 4)
+
+    def broken(engine, starts, **flags):
+        return [
+            t | dict(stop="failed", prediction=None) for t in fake_rollout(lambda t: None)(engine, starts)
+        ]
+
+    monkeypatch.setattr(env, "rollout", broken)
+    assert run(tmp_path / "out", "--tasks", tasks)["rows"][0]["failed"] == 4
+    monkeypatch.setattr(env, "rollout", fake_rollout(lambda t: t["answer"]))
+    row = run(tmp_path / "out", "--tasks", tasks)["rows"][0]
+    assert (row["failed"], row["mean"]) == (0, 100)
+    assert len((tmp_path / "out" / "predictions.jsonl").read_text().splitlines()) == 4
+
+
+def test_ranks_share_the_tasks(tmp_path):
+    script = tmp_path / "two.py"
+    script.write_text(
+        f"import sys; sys.path[:0] = [{ROOT!r}, {os.path.join(ROOT, 'tests')!r}]\n"
+        "import eval, test_eval; eval.run(eval.parse_args(sys.argv[1:]), test_eval.Oracle())\n"
+    )
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--nproc_per_node",
+        "2",
+        "--standalone",
+        str(script),
+        "run",
+        "--model",
+        "stub",
+        "--tasks",
+        str(tasks_file(tmp_path / "eval.jsonl", 7)),
+        "--out",
+        str(tmp_path / "out"),
+    ]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert sorted(os.listdir(tmp_path / "out")) == ["args.json", "predictions.jsonl", "results.json"]
+    lines = [json.loads(line) for line in open(tmp_path / "out" / "predictions.jsonl")]
+    assert (
+        sorted(p["id"] for p in lines) == [f"t{i}" for i in range(7)]
+        and done.stdout.count("100.0 ± 0.0") >= 1
+    )
+
+
+# ---- tables ----
+
+
+def results(folder, name, decoding, groups, metric="judge"):
+    os.makedirs(folder, exist_ok=True)
+    rows = [dict(group=g, part={}, metric=metric, n=10, mean=m, se=1.5) for g, m in groups.items()]
+    with open(os.path.join(folder, "results.json"), "w") as f:
+        json.dump(dict(name=name, decoding=decoding, rows=rows), f)
+    return str(folder)
+
+
+def test_combined_table(tmp_path, capsys):
+    folders = [
+        results(tmp_path / n, n, n.split("-")[1], {"eval": m})
+        for n, m in {"bc-greedy": 20.0, "bc-sampled": 15.0, "sft-greedy": 50.0}.items()
+    ]
+    evaluate.table(evaluate.parse_args(["table", *folders, "--out", str(tmp_path / "t.md")]))
+    lines = [re.sub(r" +", " ", line) for line in capsys.readouterr().out.splitlines()]
+    assert lines[0] == "| model | eval, greedy | eval, sampled |"
+    assert lines[2:4] == ["| bc | 20.0 ± 1.5 | 15.0 ± 1.5 |", "| sft | 50.0 ± 1.5 | – |"]
+    assert "| sft" in (tmp_path / "t.md").read_text()
+
+
+def test_our_row_stands_under_the_papers_rows(tmp_path, capsys):
+    main = dict(
+        zip("AIME24 AIME25 MATH500 OlymMATH HotpotQA 2Wiki MuSiQue Bamboogle".split(), range(10, 90, 10))
+    )
+    evaluate.table(evaluate.parse_args(["table", results(tmp_path / "a", "mine-sampled", "sampled", main)]))
+    out = re.sub(r" +", " ", capsys.readouterr().out)
+    assert (
+        "Table 1 of the paper" in out
+        and "Table 3 of the paper" in out
+        and "Table 5" not in out
+        and "Table 2" not in out
+    )
+    assert "| Qwen2.5-7B, SCoRe-RL | 36.7 | 26.7 | 82.0 | 26.5 | 61.4 | 76.8 | 32.2 | 72.8 | 50.8 |" in out
+    assert "| ours: mine, sampled | 10.0 | 20.0 | 30.0 | 40.0 | 50.0 | 60.0 | 70.0 | 80.0 | 45.0 |" in out
+    deep = {"GAIA": 40.0, "GAIA-1": 90.0, "HLE": 10.0, "xBench": 20.0, "WebWalker": 30.0}
+    evaluate.table(evaluate.parse_args(["table", results(tmp_path / "b", "b", "greedy", deep)]))
+    assert "| ours: b, greedy | 90.0 | – | – | 40.0 | 10.0 | 20.0 | 30.0 | 25.0 |" in re.sub(
+        r" +", " ", capsys.readouterr().out
+    )
+    evaluate.table(
+        evaluate.parse_args(["table", results(tmp_path / "c", "c", "greedy", {"MATH500": 70.0}, "rule")])
+    )
+    out = re.sub(r" +", " ", capsys.readouterr().out)
+    assert (
+        "Table 5 of the paper" in out
+        and "Table 1 " not in out
+        and "| ours: c, greedy | 70.0 | – | – | – | – |" in out
+    )
+
+
+def test_paper_numbers_add_up():
+    """The averages that the paper prints follow from its columns, but for rounding and a misprint or two."""
+    text = open(os.path.join(ROOT, "assets", "paper_tables.md"), encoding="utf-8").read()
+    rows = [
+        [float(x) for x in re.findall(r"\| +(\d+\.\d)(?= )", line)]
+        for line in text.splitlines()
+        if re.search(r"\d\.\d +\|", line)
+    ]
+    assert Counter(map(len, rows)) == {9: 23, 8: 7, 5: 14}
+    for row in rows:
+        columns = row[:-1] if len(row) != 8 else row[3:-1]
+        assert abs(sum(columns) / len(columns) - row[-1]) < 1.6, row
+
+
+# ---- errors ----
+
+
+@pytest.mark.parametrize(
+    "text, message",
+    [
+        (None, "cannot read"),
+        ('{"question": "?", "answer": "1"}\n{"question": \n', "line 2: not valid JSON"),
+        ('{"question": "?"}\n', 'line 1: the field "answer"'),
+        ('{"answer": "1"}\n', 'line 1: the field "question"'),
+    ],
+)
+def test_bad_input_is_one_sentence(tmp_path, text, message):
+    if text is not None:
+        (tmp_path / "tasks.jsonl").write_text(text)
+    done = subprocess.run(
+        [
+            sys.executable,
+            os.path.join(ROOT, "eval.py"),
+            "run",
+            "--model",
+            "m",
+            "--tasks",
+            str(tmp_path / "tasks.jsonl"),
+            "--out",
+            str(tmp_path / "out"),
+        ],
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 2 and message in done.stderr and "Traceback" not in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
+
+
+def test_missing_results_and_models_are_one_sentence(tmp_path):
+    with pytest.raises(judge.InputError, match="cannot read .*results.json"):
+        evaluate.table(evaluate.parse_args(["table", str(tmp_path)]))
+    with pytest.raises(judge.InputError, match="cannot load"):
+        run(
+            tmp_path / "out",
+            "--tasks",
+            tasks_file(tmp_path / "eval.jsonl"),
+            "--model",
+            tmp_path / "nothing",
+            engine=None,
+        )

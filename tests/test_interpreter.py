@@ -1,0 +1,765 @@
+"""env.py: the sandboxed interpreter (hostile and awkward programs, state, forks, real code) and web search."""
+import collections
+import http.server
+import json
+import os
+import pathlib
+import random
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+import env  # noqa: E402
+
+SECRET = "k3y-9f8e7d6c5b4a"
+linux = pytest.mark.skipif(not env.LINUX, reason="the sandbox needs Linux")
+pytestmark = linux
+
+
+@pytest.fixture
+def py():
+    interpreter = env.Interpreter(seconds=2, memory=512 << 20)
+    yield interpreter
+    interpreter.close()
+
+
+@pytest.fixture(scope="module")
+def secret(tmp_path_factory):
+    """A file, an environment variable and a listener on the loopback that model code must not reach."""
+    path = tmp_path_factory.mktemp("secret") / "answers.jsonl"
+    path.write_text(SECRET)
+    listener = socket.create_server(("127.0.0.1", 0))
+    os.environ["PLANTED_KEY"] = SECRET
+    yield {"path": str(path), "dir": str(path.parent), "port": listener.getsockname()[1], "pid": os.getpid(),
+           "repo": str(ROOT)}
+    listener.close()
+    del os.environ["PLANTED_KEY"]
+
+
+def children(pid):
+    """Process ids of all descendants of `pid` that are not zombies."""
+    parents = {}
+    for stat in pathlib.Path("/proc").glob("[0-9]*/stat"):
+        try:
+            state, parent = stat.read_text().rsplit(")", 1)[1].split()[:2]
+        except OSError:
+            continue
+        if state != "Z":
+            parents[int(stat.parent.name)] = int(parent)
+    found = {pid}
+    while more := {child for child, parent in parents.items() if parent in found} - found:
+        found |= more
+    return found - {pid}
+
+
+def eventually(condition, seconds=5):
+    end = time.monotonic() + seconds
+    while not condition() and time.monotonic() < end:
+        time.sleep(0.02)
+    return condition()
+
+
+# ---- what the model sees ----
+
+OBSERVATIONS = {
+    "print": ("print('a', 1)", "a 1"),
+    "nothing": ("x = 1", "None"),
+    "empty": ("", "None"),
+    "comment": ("# only thinking", "None"),
+    "last expression": ("x = 20\nx + 1", "21"),
+    "repr of a string": ("'a' + 'b'", "'ab'"),
+    "last expression is None": ("[].sort()", "None"),
+    "print and value": ("print(1)\n2", "1\n2"),
+    "stderr": ("import sys; print('e', file=sys.stderr)", "e"),
+    "unicode": ("print('é', '数', '😀')", "é 数 😀"),
+    "surrogate": ("print('a\\ud800b')", "a\\ud800b"),
+    "nul": ("print('a\\0b')", "a\\x00b"),
+    "main": ("if __name__ == '__main__': print('yes')", "yes"),
+    "multi-line last expression": ("sum([\n 1,\n 2])", "3"),
+    "numpy": ("import numpy as np\nnp.arange(3).sum()", "np.int64(3)"),
+    "sympy": ("from sympy import *\nx = symbols('x')\nprint(factor(x**2 - 1))", "(x - 1)*(x + 1)"),
+    "asyncio": ("import asyncio\nasync def f(): return 7\nprint(asyncio.run(f()))", "7"),
+    "answer": ("final_answer_print(42)", "42"),
+    "big integer": ("print(len(str(2**10000)))", "3011"),
+    "redirect": ("import io, contextlib\nwith contextlib.redirect_stdout(io.StringIO()) as s: print('in')\n"
+                 "print(repr(s.getvalue()))", "'in\\n'"),
+    "dataclass": ("from dataclasses import dataclass\n@dataclass\nclass P:\n    x: int\nP(3)", "P(x=3)"),
+    "time zones": ("import zoneinfo, datetime\nprint(datetime.datetime(2024, 7, 1, tzinfo="
+                   "zoneinfo.ZoneInfo('Europe/Paris')).utcoffset())", "2:00:00"),
+    "lazy library import": ("import sympy.physics.units as u\nprint(u.meter)", "meter"),
+    "search without a backend": ("web_search('x')", "Error: there is no web search here."),
+}
+
+
+@pytest.mark.parametrize("name", OBSERVATIONS)
+def test_observation(py, name):
+    code, expected = OBSERVATIONS[name]
+    seen = py.run(code)
+    assert (seen.text, seen.error) == (expected, False)
+
+
+def test_errors_quote_the_line(py):
+    py.run("def f(x):\n    return 1 / x")
+    seen = py.run("a = 1\nprint('before')\nf(0)  # here")
+    assert seen.error and seen.answer is None
+    assert seen.text.startswith("before\nTraceback") and seen.text.endswith("ZeroDivisionError: division by zero")
+    assert 'File "<step 2>", line 3' in seen.text and "f(0)  # here" in seen.text and "return 1 / x" in seen.text
+    library = py.run("import numpy as np\nnp.linalg.inv(np.zeros((2, 2)))").text
+    assert "packages" not in library and str(ROOT) not in library and "Singular matrix" in library
+    for code in "def f(:", "x = (", "return 1", "a\0b", "x = '\ud800'", "  x = 1":
+        assert py.run(code).error
+    assert py.run("import sys; sys.exit(3)").error and py.run("exit()").error and py.run("input()").error
+    assert py.run("f(1)").text == "1.0"
+
+
+def test_output_is_cut_in_the_middle(py):
+    seen = py.run("print('begin'); print('x' * 50_000); print('end')").text
+    assert seen.startswith("begin\nxxx") and seen.endswith("xxx\nend") and len(seen) < env.MAX_OUTPUT + 100
+    cut = int(re.search(r"\[(\d+) characters cut\]", seen)[1])
+    assert cut == len("begin\n" + "x" * 50_000 + "\nend\n") - env.MAX_OUTPUT
+    exact = "y" * (env.MAX_OUTPUT - 1)
+    assert py.run(f"print({exact!r})").text == exact
+    assert "characters cut" in py.run("for i in range(30_000): print(i)").text
+    assert "characters cut" in py.run("list(range(100_000))").text
+    assert len(py.run("raise ValueError('z' * 10**6)").text) < env.MAX_OUTPUT + 100
+    assert py.run("print(" + "1" * env.MAX_CODE + ")").text.startswith("Error: the code is longer")
+
+
+def test_answers(py):
+    assert py.run("x = 3\nfinal_answer_print(f'{x} apples')") == ("3 apples", "3 apples", False)
+    assert py.run("print('final_answer_print(1)', '{\"answer\": \"1\"}')").answer is None
+    assert py.run("for i in range(3): final_answer_print(i)") == ("0\n1\n2", "2", False)
+    assert py.run("final_answer_print('')").answer == ""
+    assert py.run("final_answer_print(5)\n1/0").answer == "5"
+    assert len(py.run("final_answer_print('a' * 10**6)").answer) == env.MAX_ANSWER
+    assert py.run("final_answer_print(1); os = __import__('os'); os._exit(0)").answer is None
+    py.run("final_answer_print = web_search = None")
+    assert py.run("final_answer_print(6)").answer == "6"
+
+
+def test_searches_are_values():
+    asked = []
+    py = env.Interpreter(search=lambda query: asked.append(query) or f"Title: {query}\nSnippet: s")
+    assert py.run("web_search('a')").text == "Title: a\nSnippet: s"
+    assert py.run("r = web_search('b')").text == "None"
+    assert py.run("r").text == "Title: b\nSnippet: s"
+    assert py.run("web_search('c')\nweb_search('d')\nx = 1").text.count("Title") == 2
+    assert py.run("[len(web_search(q)) for q in ['e', 'ff']]").text == "[19, 20]"
+    assert py.run("print(web_search(5).upper())").text == "TITLE: 5\nSNIPPET: S"
+    assert asked == ["a", "b", "c", "d", "e", "ff", "5"]
+    assert py.log[3][1] == ["Title: c\nSnippet: s", "Title: d\nSnippet: s"]
+    many = py.run("n = [web_search(str(i)) for i in range(200)]\nn[-1]")
+    assert many.text == "Error: too many searches in one step." and len(asked) == 7 + env.MAX_SEARCHES
+    py.run("web_search('q' * 10**7)")
+    assert len(asked[-1]) == env.MAX_ANSWER
+    copy = py.fork()
+    assert copy.run("r").text == "Title: b\nSnippet: s" and len(asked) == 8 + env.MAX_SEARCHES
+    py.close(), copy.close()
+
+
+def test_failed_search_is_no_observation():
+    calls = []
+
+    def search(query):
+        calls.append(query)
+        if query == "bad":
+            raise env.SearchFailed("quota")
+        return "\ud800\0found" + "x" * 100_000
+
+    py = env.Interpreter(search)
+    assert py.run("x = 1\nlen(web_search('good'))").text == str(env.MAX_OUTPUT + 100 + len("\\ud800\\x00") - 2)
+    for code in "x = 2\nweb_search('bad')", "try:\n    x = 3\n    web_search('bad')\nexcept BaseException: pass":
+        with pytest.raises(env.SearchFailed):
+            py.run(code)
+    assert py.run("x").text == "1" and calls == ["good", "bad", "bad"] and len(py.log) == 2
+    py.close()
+
+
+# ---- state ----
+
+def test_state_persists(py):
+    steps = ["import math, sympy as sp; from collections import Counter; k = 3",
+             "f = lambda x: x + k\ng = (i * i for i in range(10)); next(g); next(g)",
+             "class A:\n    n = 0\n    def __init__(self): A.n += 1; self.me = self\na = A()",
+             "def counter():\n    c = 0\n    def up():\n        nonlocal c\n        c += 1\n        return c\n"
+             "    return up",
+             "up = counter(); up()",
+             "it = iter([1, 2, 3]); next(it)\nm = memoryview(b'abc')\nx = sp.Symbol('x')",
+             "k = 10\nA(); up()"]
+    for code in steps:
+        assert not py.run(code).error
+    seen = py.run("f(1), next(g), A.n, a.me is a, up(), next(it), bytes(m), "
+                  "sp.diff(x**2, x), math.e, Counter('aa')")
+    assert seen.text == "(11, 4, 2, True, 3, 2, b'abc', 2*x, 2.718281828459045, Counter({'a': 2}))"
+    py.run("def fib(n): return n if n < 2 else fib(n - 1) + fib(n - 2)\n1/0")
+    assert py.run("fib(10)").text == "55"                  # what a failing step did before its error stays
+
+
+RANDOM = ("import random, secrets, uuid, numpy as np\n"
+          "print(random.random(), np.random.rand(), np.random.default_rng().normal(), secrets.token_hex(4), "
+          "uuid.uuid4(), hash('a'), {'x', 'y', 'z'})")
+
+
+def test_fork_is_an_independent_copy(py):
+    py.run("xs = [1]; g = (i for i in range(9)); f = lambda: xs")
+    py.run(RANDOM)
+    copies = [py.fork() for _ in range(4)]
+    assert [copy.run(f"xs.append({i}); f() + [next(g)]").text for i, copy in enumerate(copies)] == [
+        f"[1, {i}, 0]" for i in range(4)]
+    assert py.run("f() + [next(g)]").text == "[1, 0]"
+    drawn = {interpreter.run(RANDOM).text for interpreter in [py.fork(), py, *copies]}
+    assert len(drawn) == 1                                 # a copy goes on to draw what the original draws
+    copies[0].run("import os; os._exit(1)")
+    copies[1].close()
+    assert py.run("1").text == "1" and copies[1].run("xs").text == "[1, 1]"
+    [copy.close() for copy in copies]
+
+
+def test_rewinding(py):
+    states = []
+    for code in "x = 1", "x += 1", "x = 'wrong'; y = 0", "z = x":
+        states.append(py.fork())
+        py.run(code)
+    repaired = states[2]
+    assert repaired.run("x += 5; x").text == "7" and "NameError" in repaired.run("y").text
+    assert py.run("x, y, z").text == "('wrong', 0, 'wrong')"
+    repaired.close()
+
+
+def test_a_killed_step_leaves_the_state_as_it_was(py):
+    py.run("x = [1]; g = (i for i in range(9)); next(g)")
+    py.run("1/0")
+    for bad in "x.append(2); next(g)\nwhile True: pass", "x.append(3); import os; os._exit(0)":
+        seen = py.run(bad)
+        assert seen.error and "as before this step" in seen.text
+        assert py.run("x").text == "[1]"
+    assert py.run("next(g)").text == "1"
+    # a log that cannot be repeated: lost, said so, and the interpreter goes on
+    py.run("import time, os\nif time.time() > t0 + 1: os._exit(1)".replace("t0", str(time.time())))
+    time.sleep(1.1)
+    assert "died" in py.run("os._exit(1)").text
+    assert "all is lost" in py.run("2").text and py.run("3").text == "3" and py.run("x").error
+
+
+# ---- hostile and awkward programs: each must end in time, give nothing away, and leave a working interpreter ----
+
+LOOPS = {
+    "endless loop": "while True: pass",
+    "swallows every exception": "while True:\n    try:\n        while True: pass\n    except BaseException: pass",
+    "ignores signals": "import signal\nfor s in range(1, 32):\n    try: signal.signal(s, signal.SIG_IGN)\n"
+                       "    except (OSError, ValueError): pass\nwhile True: pass",
+    "a loop in C": "sum(range(10**12))",
+    "a regular expression": "import re; re.match(r'(a+)+$', 'a' * 40 + 'b')",
+    "a huge power": "x = 10 ** (10 ** 9)",
+    "sleeps": "import time; time.sleep(1000)",
+    "prints for ever": "while True: print('x' * 1000)",
+    "waits for a message": "import select; select.select([], [], [])",
+    "reads its own connection": "import os\nfor fd in range(3, 50):\n    try: os.read(fd, 1)\n"
+                                "    except OSError: pass",
+    "finalizer": "class A:\n    def __del__(self):\n        while True: pass\nA()",
+    "repr": "class A:\n    def __repr__(self):\n        while True: pass\nA()",
+    "error text": "class E(Exception):\n    def __str__(self):\n        while True: pass\nraise E",
+    "dribbles": "import os, time\nwhile True:\n    for fd in range(3, 20):\n        try: os.write(fd, b' ')\n"
+                "        except OSError: pass\n    time.sleep(0.2)",
+}
+
+
+@pytest.mark.parametrize("name", LOOPS)
+def test_endless_programs_end(name):
+    py = env.Interpreter(seconds=0.5)
+    py.run("x = 1")
+    start = time.monotonic()
+    seen = py.run(LOOPS[name])
+    assert seen.error and time.monotonic() - start < 10, seen
+    assert py.run("x").text == "1"
+    py.close()
+
+
+CRASHES = {                                                # each ends in an error or in the death of the session
+    "os._exit": "import os; os._exit(0)",
+    "segfault": "import ctypes; ctypes.string_at(0)",
+    "abort": "import os; os.abort()",
+    "memory at once": "x = bytearray(10**10)",
+    "memory in pieces": "x = []\nwhile True: x.append('a' * 10**6 + str(len(x)))",
+    "memory of numpy": "import numpy as np; np.ones(10**10)",
+    "a gigabyte of output": "print('x' * 10**9)",
+    "deep recursion": "def f(): f()\nf()",
+    "deeper recursion": "import sys; sys.setrecursionlimit(10**9)\ndef f(): return [f()]\nf()",
+    "recursion in C": "x = []\nfor _ in range(10**6): x = [x]\nrepr(x)",
+    "nested source": "(" * 5000 + ")" * 5000,
+    "huge integer": "print(10**10**5)",
+    "closes everything": "import os; os.closerange(0, 300)",
+    "breaks builtins": "import builtins\nfor n in list(vars(builtins)):\n"
+                       "    if n != 'delattr': delattr(builtins, n)",
+    "breaks json": "import json; json.dumps = json.loads = None",
+    "no recursion allowed": "import sys; sys.setrecursionlimit(8)",
+    "fork": "import os; os.fork()",
+    "subprocess": "import subprocess; subprocess.run(['id'])",
+    "exec": "import os; os.execv('/bin/true', ['true'])",
+    "os.system": "import os; assert os.system('id') == 0",
+    "multiprocessing": "import multiprocessing as m; p = m.Process(target=print); p.start()",
+    "thread": "import threading; threading.Thread(target=print).start()",
+    "executor": "from concurrent.futures import ThreadPoolExecutor as T; T().submit(print)",
+    "more file descriptors": "import os; x = [os.pipe() for _ in range(10**5)]",
+    "new limits": "import resource; resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64))",
+    "kill itself": "import os; os.kill(os.getpid(), 9)",
+    "timer": "import signal; signal.setitimer(signal.ITIMER_REAL, 0.01)",
+    "shared memory": "from multiprocessing.shared_memory import SharedMemory; SharedMemory(create=True, size=10)",
+    "temporary file": "import tempfile; tempfile.NamedTemporaryFile()",
+    "memory file": "import os; os.memfd_create('x')",
+    "evil print": "class S(str):\n    def __getitem__(self, k): return 5\nprint(S('a')); print(b'', file=5)",
+    "system exit": "raise SystemExit",
+}
+
+
+@pytest.mark.parametrize("name", CRASHES)
+def test_crashes(py, name):
+    py.run("keep = 1")
+    before = len(children(os.getpid()))
+    seen = py.run(CRASHES[name])
+    assert name == "breaks json" or name == "no recursion allowed" or seen.error, seen
+    py.run("1")                                            # may find it dead; then it is started again
+    assert py.run("keep").text == "1"
+    assert eventually(lambda: len(children(os.getpid())) <= before)
+
+
+BREAKOUTS = {                                              # each must raise: what follows it prints the secret
+    "reads a file": "open('{path}').read()",
+    "os.open": "import os; os.open('{path}', os.O_RDONLY)",
+    "opens a path only": "import os; fd = os.open('{path}', os.O_PATH); open(f'/proc/self/fd/{{fd}}').read()",
+    "lists a folder": "import os; os.listdir('{dir}')",
+    "the repository": "open('{repo}/env.py').read()",
+    "passwords": "open('/etc/passwd').read()",
+    "own environment": "import os; assert 'PLANTED_KEY' in os.environ",
+    "environ in /proc": "open('/proc/{pid}/environ').read()",
+    "environ of itself": "open('/proc/self/environ').read()",
+    "command line": "open('/proc/{pid}/cmdline').read()",
+    "memory in /proc": "open('/proc/{pid}/mem', 'rb')",
+    "process_vm_readv": "import ctypes; b = ctypes.create_string_buffer(64)\n"
+                        "assert ctypes.CDLL(None).process_vm_readv({pid}, b, 1, b, 1, 0) >= 0",
+    "ptrace": "import ctypes; assert ctypes.CDLL(None).ptrace(16, {pid}, 0, 0) == 0",
+    "signals": "import os; os.kill({pid}, 0)",
+    "signals to all": "import os; os.kill(-1, 0)",
+    "signals through a descriptor": "import os, fcntl; r, w = os.pipe(); fcntl.fcntl(r, fcntl.F_SETOWN, {pid})",
+    "loopback": "import socket; socket.create_connection(('127.0.0.1', {port}), 1)",
+    "datagram": "import socket; socket.socket(type=socket.SOCK_DGRAM)",
+    "unix socket": "import socket; socket.socket(socket.AF_UNIX)",
+    "connects a pair": "import socket; a, b = socket.socketpair(); a.connect('/run/x')",
+    "sends to an address": "from socket import *; a, b = socketpair(type=SOCK_DGRAM); a.sendto(b'x', '/run/x')",
+    "passes a descriptor": "import socket; a, b = socket.socketpair(); socket.send_fds(a, [b'x'], [0])",
+    "urllib": "import urllib.request; urllib.request.urlopen('http://127.0.0.1:{port}')",
+    "name service": "import socket; socket.getaddrinfo('localhost', 80)",
+    "writes": "open('{dir}/new', 'w')",
+    "appends": "open('{path}', 'a')",
+    "truncates": "import os; os.truncate('{path}', 0)",
+    "deletes": "import os; os.unlink('{path}')",
+    "renames": "import os; os.rename('{path}', '{path}2')",
+    "makes a folder": "import os; os.mkdir('{dir}/d')",
+    "links": "import os; os.symlink('{path}', '/tmp/l')",
+    "changes rights": "import os; os.chmod('{path}', 0o777)",
+    "writes /dev/shm": "open('/dev/shm/x', 'w')",
+    "changes a library": "import numpy; open(numpy.__file__, 'a')",
+    "other descriptors": "import os\nlinks = []\nfor fd in range(3, 256):\n"
+                         "    try: links.append(os.readlink(f'/proc/self/fd/{{fd}}'))\n    except OSError: pass\n"
+                         "assert [link for link in links if 'socket' not in link] or len(links) > 1",
+    "memory of the parent": "import gc\n"
+                            "assert [o for o in gc.get_objects() if type(o) is dict and 'PLANTED_KEY' in o]",
+    "io_uring": "import ctypes; assert ctypes.CDLL(None).syscall(425, 1, None) >= 0",
+    "namespaces": "import ctypes; assert ctypes.CDLL(None).unshare(0x10000000) == 0",
+    "chroot": "import os; os.chroot('/')",
+    "another user": "import os; os.setuid(12345)",
+    "traceable again": "import ctypes; assert ctypes.CDLL(None).prctl(4, 1, 0, 0, 0) == 0",
+    "32-bit system calls": "import ctypes, mmap; m = mmap.mmap(-1, 4096, prot=7)\n"        # getpid by int 0x80
+                           "m.write(bytes.fromhex('b814000000cd80c3'))\n"
+                           "f = ctypes.CFUNCTYPE(ctypes.c_int)(ctypes.addressof(ctypes.c_char.from_buffer(m)))\n"
+                           "import platform; assert platform.machine() == 'x86_64' and f() > 0",
+}
+
+
+@pytest.mark.parametrize("name", BREAKOUTS)
+def test_breakouts(py, secret, name):
+    folder = sorted(os.listdir(secret["dir"]))
+    seen = py.run(BREAKOUTS[name].format(**secret) + f"\nprint('{SECRET}')")
+    assert seen.error and SECRET not in seen.text, seen
+    assert sorted(os.listdir(secret["dir"])) == folder and pathlib.Path(secret["path"]).read_text() == SECRET
+    assert py.run("1").text == "1"
+
+
+def find_socket(then):
+    """Code that looks for the session's connection and its current key, and then does something with them."""
+    return ("import sys, json, os\nf = sys._getframe()\nwhile 'sock' not in f.f_locals: f = f.f_back\n"
+            "sock, key = f.f_locals['sock'], f.f_locals['key']\n" + then)
+
+
+@pytest.mark.parametrize("then", [
+    "sock.sendall(b'garbage\\n')",
+    "sock.sendall(b'[1]\\n')",
+    "sock.sendall(b'7\\n' * 1000)",
+    "sock.sendall(b'[' * 100_000 + b'\\n')",
+    "sock.sendall(b'x' * 10_000_000)",
+    "sock.sendall(b'1' * 100_000 + b'\\n')",
+    "sock.sendall(b'{\"key\": \"0\", \"text\": \"forged\"}\\n')",
+    "sock.sendall(b'{\"answer\": \"forged\"}\\n' * 2)",
+    "sock.sendall(json.dumps({'key': key, 'search': {}, 'text': 5}).encode() + b'\\n')",
+    "sock.sendall(json.dumps({'key': key, 'text': {}, 'answer': [1], 'error': 'no'}).encode() + b'\\n')",
+    "sock.sendall((json.dumps({'key': key, 'text': 'twice'}) + '\\n').encode() * 2)",
+    "sock.close()",
+    "sock.shutdown(2)",
+    "os.dup2(1, sock.fileno())",
+    "sock.setblocking(False)",
+])
+def test_forged_messages_break_only_their_session(py, then):
+    py.run("x = 1")
+    py.run(find_socket(then))
+    later = [py.run(f"print({i})") for i in range(4)]      # may cost steps, cannot shift the answers
+    assert later[-1].text == "3" and all(o.text == str(i) or o.error for i, o in enumerate(later))
+    assert all(o.answer is None for o in later)
+
+
+def test_nothing_goes_on_in_the_background():
+    """A step that answers early and computes on is killed with the next, and does not come back with the log."""
+    py = env.Interpreter(seconds=0.5)
+    early = "sock.sendall(json.dumps({'key': key, 'text': 'early'}).encode() + b'\\n')\nwhile True: pass"
+    py.run(find_socket(early))
+    assert "TimeoutError" in py.run("1").text and "all is lost" in py.run("2").text and py.run("3").text == "3"
+    py.close()
+
+
+def test_patched_names_do_not_reach_others(py):
+    py.run("import builtins, sys, numpy as np\nprint = lambda *a: None\nbuiltins.len = lambda x: -1; np.pi = 3\n"
+           "sys.modules['math'] = None; sys.stdout.write = None")
+    other = env.Interpreter()
+    assert other.run("import numpy as np, math\nprint(len('abc'), np.pi > 3, math.tau > 6)").text == "3 True True"
+    other.close()
+
+
+# ---- nothing stays behind ----
+
+TRAINER = """
+import sys, threading, os; sys.path.insert(0, sys.argv[1])
+import env
+a = env.Interpreter(seconds=60); a.run("x = 1")
+b = env.Interpreter(seconds=60); threading.Thread(target=b.run, args=("while True: pass",), daemon=True).start()
+c = a.fork(); c.run("x")
+if sys.argv[2] == "fork" and not os.fork():
+    import time; time.sleep(30)
+print("ready", flush=True)
+sys.stdin.read()
+"""
+
+
+@pytest.mark.parametrize("how", ["kill", "exit", "fork"])
+def test_everything_dies_with_the_trainer(how):
+    trainer = subprocess.Popen([sys.executable, "-c", TRAINER, str(ROOT), how], stdin=subprocess.PIPE,
+                               stdout=subprocess.PIPE, text=True)
+    assert trainer.stdout.readline() == "ready\n"
+    assert eventually(lambda: len(children(trainer.pid)) >= 4)
+    family = children(trainer.pid)
+    if how == "exit":
+        trainer.stdin.close()
+    else:
+        trainer.kill()
+    trainer.wait(10)
+    orphans = lambda: [p for p in family if os.path.exists(f"/proc/{p}") and b"env.py" in
+                       pathlib.Path(f"/proc/{p}/cmdline").read_bytes()]
+    assert eventually(lambda: not orphans())
+    for pid in family:                                     # the trainer's own fork, which sleeps
+        try:
+            os.kill(pid, signal.SIGKILL)
+        except ProcessLookupError:
+            pass
+
+
+def test_closing_and_collecting_end_processes():
+    env.Interpreter().run("1")
+    base = children(os.getpid())
+    py = [env.Interpreter() for _ in range(3)]
+    [p.run("1") for p in py]
+    assert len(children(os.getpid()) - base) >= 3
+    py[0].close(), py[0].close()
+    assert py[0].run("5").text == "5"                      # a closed interpreter starts again where it was
+    del py
+    assert eventually(lambda: children(os.getpid()) <= base)
+
+
+def test_the_zygote_restarts():
+    py = env.Interpreter()
+    py.run("x = 1")
+    env.ZYGOTE.process.kill()
+    env.ZYGOTE.process.wait()
+    assert "died" in py.run("x").text and py.run("x").text == "1"
+    py.close()
+
+
+def test_a_forked_trainer_has_its_own_zygote():
+    py = env.Interpreter()
+    py.run("x = 1")
+    pid = os.fork()
+    if not pid:
+        mine = env.Interpreter()
+        code = 0 if mine.run("7").text == "7" else 1
+        mine.close()
+        env.ZYGOTE.stop()
+        os._exit(code)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0 and py.run("x").text == "1"
+    py.close()
+
+
+def test_many_threads():
+    def trajectory(i):
+        py = env.Interpreter(search=lambda q: q * 2)
+        py.run(f"x = {i}")
+        for k in range(4):
+            py.run("x += len(web_search('ab'))" if k % 2 else "x += 1")
+        copy = py.fork()
+        texts = copy.run("x += 1\nx").text, py.run("x").text
+        py.close(), copy.close()
+        return texts
+    with ThreadPoolExecutor(16) as pool:
+        results = list(pool.map(trajectory, range(64)))
+    assert results == [(str(i + 11), str(i + 10)) for i in range(64)]
+
+
+def test_a_crowd():
+    """256 interpreters live at once within 4 GiB (proportional set size: shared pages counted once)."""
+    crowd = [env.Interpreter() for _ in range(256)]
+    with ThreadPoolExecutor(8) as pool:
+        seen = set(pool.map(lambda p: p.run("import sympy\nsympy.factor(sympy.Symbol('x')**2 - 1)").text, crowd))
+    assert seen == {"(x - 1)*(x + 1)"}
+    try:
+        maps = [pathlib.Path(f"/proc/{pid}/smaps_rollup").read_text() for pid in children(os.getpid())]
+        assert sum(int(re.search(r"^Pss:\s+(\d+) kB", text, re.M)[1]) for text in maps) < 4 << 20
+    except PermissionError:
+        pytest.skip("not allowed to read the sessions' memory maps")
+    finally:
+        [p.close() for p in crowd]
+
+
+# ---- layers ----
+
+PROBE = """
+import sys; sys.path.insert(0, sys.argv[1])
+import env
+env.set_sandbox(sys.argv[2])
+py = env.Interpreter(seconds=5)
+for code in ("print(open(%r).read())" % sys.argv[3], "import socket; socket.socket(); print('socket')",
+             "import sympy; sympy.sqrt(8)", "import os; print(os.environ.get('PLANTED_KEY'))"):
+    print(py.run(code).text.splitlines()[-1])
+py.close()
+"""
+
+
+def probe(folder, mode, secret, python=sys.executable, **options):
+    return subprocess.run([python, "-c", PROBE, str(folder), mode, secret["path"]], capture_output=True,
+                          text=True, timeout=60, **options)
+
+
+def without(tmp_path, *replacements):
+    """A copy of env.py in which system calls are made with numbers that do not exist."""
+    source = (ROOT / "env.py").read_text()
+    for old, new in replacements:
+        assert source.count(old) == 1
+        source = source.replace(old, new)
+    (tmp_path / "env.py").write_text(source)
+    return tmp_path
+
+
+NO_LANDLOCK, NO_SECCOMP = ("call(444, None", "call(9444, None"), ("prctl(22, 2", "prctl(9922, 2")
+
+
+def test_all_layers(secret):
+    done = probe(ROOT, "strict", secret)
+    if done.returncode:
+        pytest.skip("a layer is missing here: " + done.stderr)
+    assert done.stderr == "" and SECRET not in done.stdout
+    assert done.stdout.splitlines()[2:] == ["2*sqrt(2)", "None"]
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="only root can become somebody else; the other tests ran as a user")
+def test_ordinary_user(secret):
+    packages = os.pathsep.join(path for path in sys.path if path.endswith("-packages"))
+    for python in sys.executable, f"/usr/bin/python{sys.version_info[0]}.{sys.version_info[1]}":
+        with tempfile.TemporaryDirectory() as folder:
+            shutil.copy(ROOT / "env.py", folder)
+            os.chmod(folder, 0o755)
+            try:
+                done = probe(folder, "auto", secret, python, user=65534, group=65534, extra_groups=[], cwd="/",
+                             env={"PYTHONPATH": packages})
+            except (PermissionError, FileNotFoundError):
+                continue
+        assert done.returncode == 0 and SECRET not in done.stdout and "\nsocket" not in done.stdout, done
+        return
+    pytest.skip("no Python that other users can read")
+
+
+def test_without_landlock(secret, tmp_path):
+    folder = without(tmp_path, NO_LANDLOCK)
+    done = probe(folder, "auto", secret)
+    assert "no Landlock" in done.stderr and "seccomp" not in done.stderr and done.stderr.count("\n") == 1
+    assert SECRET not in done.stdout and "\nsocket\n" not in done.stdout and "2*sqrt(2)" in done.stdout
+    refused = probe(folder, "strict", secret)
+    assert refused.returncode and not refused.stdout and "strict" in refused.stderr
+
+
+def test_without_seccomp(secret, tmp_path):
+    done = probe(without(tmp_path, NO_SECCOMP), "auto", secret)
+    assert "no seccomp" in done.stderr and "Landlock" not in done.stderr
+    assert SECRET not in done.stdout and "\nsocket\n" in done.stdout
+    (tmp_path / "both").mkdir()
+    both = probe(without(tmp_path / "both", NO_LANDLOCK, NO_SECCOMP), "auto", secret)
+    assert both.stderr.count("sandbox:") == 3 and SECRET in both.stdout     # said, loudly: files are not protected
+
+
+def test_sandbox_off(secret):
+    done = probe(ROOT, "off", secret)
+    assert "--sandbox off: model code can read" in done.stderr
+    assert SECRET in done.stdout and "2*sqrt(2)" in done.stdout
+    with pytest.raises(ValueError):
+        env.set_sandbox("yes")
+
+
+# ---- real code ----
+
+def recorded():
+    for path in sorted(ROOT.glob("../shared/data/score_release/*_trajectories.jsonl")):
+        for line in path.read_text(encoding="utf-8").splitlines():
+            yield [(s["code"], s["observation"].removeprefix("Retrieved from cache.\n").strip())
+                   for s in json.loads(line)["steps"] if s["code"].strip()]
+
+
+def test_recorded_trajectories_replay():
+    """The steps that the authors recorded: 511 of 524 observations come out exactly, trailing newlines apart.
+
+    The others: 8 are errors, of which the release shows the message and we the line, too; in 4 steps two bare
+    web_search(...) calls follow each other, of which the release made the first only; 1 imports scipy, if that
+    is not installed. Searches are answered with the recorded observation.
+    """
+    if not list(recorded()):
+        pytest.skip("the authors' trajectories are not here (../shared/data/score_release)")
+    def replay(steps):
+        """-> for each step "same" or the class of its difference."""
+        reply = None
+        py = env.Interpreter(search=lambda query: reply, seconds=30)
+        classes = []
+        for code, reply in steps:
+            seen = py.run(code)
+            if seen.text.strip() == reply:
+                classes.append("same")
+            elif reply.startswith("Error: "):
+                assert seen.error and reply.split(": ", 1)[1] in seen.text
+                classes.append("error")
+            elif "ModuleNotFoundError" in seen.text:
+                classes.append("module")
+            else:
+                classes.append("two searches" if code.count("web_search(") == 2 else "other")
+        py.close()
+        return classes
+
+    with ThreadPoolExecutor(4) as pool:
+        counts = collections.Counter(c for classes in pool.map(replay, recorded()) for c in classes)
+    print(f"{counts['same']} of {counts.total()} observations reproduced exactly: {dict(counts)}")
+    assert counts["other"] == 0 and counts["same"] >= 0.97 * counts.total()
+
+
+# ---- search ----
+
+class Serper(http.server.BaseHTTPRequestHandler):
+    def do_POST(self):
+        query = json.loads(self.rfile.read(int(self.headers["Content-Length"])))["q"]
+        self.server.asked.append((query, self.headers.get("X-API-KEY")))
+        status, body = self.server.replies.pop(0) if self.server.replies else (200, json.dumps({"organic": [
+            {"title": query, "snippet": "one"}, {"title": "second", "snippet": "two"}, {"title": "bare"}]}))
+        self.send_response(status)
+        self.end_headers()
+        self.wfile.write(body.encode())
+
+    def log_message(self, *_):
+        pass
+
+
+@pytest.fixture
+def serper(monkeypatch):
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Serper)
+    server.asked, server.replies = [], []
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    server.url = f"http://127.0.0.1:{server.server_port}/search"
+    monkeypatch.setenv("SEARCH_API_KEY", "abc")
+    monkeypatch.setattr(env.time, "sleep", lambda seconds: None)
+    yield server
+    server.shutdown()
+    server.server_close()
+
+
+def test_http_search(serper):
+    search = env.make_search("http:" + serper.url)
+    assert search("q").split("\n") == ["Page: 0", "Title: q", "Snippet: one", "Page: 1", "Title: second",
+                                       "Snippet: two", "Page: 2", "Title: bare", "Snippet: "]
+    assert serper.asked == [("q", "abc")]
+    serper.replies += [(500, ""), (429, ""), (200, '{"organic": []}')]
+    assert env.make_search(serper.url)("q") == "No results found." and len(serper.asked) == 4
+
+
+@pytest.mark.parametrize("replies, requests", [
+    ([(402, "no credits")], 1), ([(403, "forbidden")], 1), ([(400, "Not enough credits")], 1),
+    ([(429, "slow")] * 9, 6),
+    ([(503, "")] * 9, 6), ([(200, "<html>")], 1), ([(200, '{"error": 1}')], 1), ([(200, "[]")], 1)])
+def test_http_search_fails_for_good(serper, replies, requests):
+    serper.replies += replies
+    py = env.Interpreter(env.make_search(serper.url))
+    with pytest.raises(env.SearchFailed, match=re.escape(serper.url)):
+        py.run("try:\n    web_search('q')\nexcept BaseException: pass")
+    assert len(serper.asked) == requests
+    py.close()
+
+
+def test_search_without_a_service(monkeypatch):
+    monkeypatch.setattr(env.time, "sleep", lambda seconds: None)
+    with pytest.raises(env.SearchFailed, match="ConnectionError"):
+        env.make_search("http://127.0.0.1:9/")("q")
+    assert env.make_search(None) is None and env.make_search("none") is None
+    with pytest.raises(ValueError):
+        env.make_search("bing")
+
+
+def test_cache_is_shared_and_keeps_no_failures(serper, tmp_path):
+    path = str(tmp_path / "cache.sqlite")
+    serper.replies.append((402, ""))
+    with pytest.raises(env.SearchFailed):
+        env.make_search(serper.url, path)("q")
+    first = env.make_search(serper.url, path)("q")
+    code = "import sys; sys.path.insert(0, sys.argv[1]); import env; print(env.make_search(*sys.argv[2:])('q'))"
+    command = [sys.executable, "-c", code, str(ROOT), serper.url, path]
+    other = subprocess.run(command, capture_output=True, text=True)
+    assert other.stdout.strip() == first.strip() and len(serper.asked) == 2
+    search = env.make_search(serper.url, path)
+    with ThreadPoolExecutor(8) as pool:
+        texts = list(pool.map(search, [str(i % 10) for i in range(200)]))
+    assert texts[3].startswith("Page: 0\nTitle: 3\n") and texts == texts[:10] * 20
+
+
+def test_local_search(tmp_path):
+    pytest.importorskip("bm25s")
+    rng = random.Random(0)
+    words = ["river", "tree", "stone", "cloud"]
+    corpus = [{"title": f"Page {i}", "text": " ".join(rng.choices(words, k=20))} for i in range(50)]
+    corpus.append({"title": "Ada Lovelace", "text": "wrote the first program for the analytical engine. " * 40})
+    path = tmp_path / "corpus.jsonl"
+    path.write_text("\n".join(map(json.dumps, corpus)) + "\n")
+    search = env.make_search(f"local:{path}")
+    best = search("Who wrote the first program?")
+    assert best.startswith("Page: 0\nTitle: Ada Lovelace\nSnippet: wrote") and len(best) < 1000
+    assert search("river").count("Title:") == 10 and search("xylophone qqq") == "No results found." and search("")
+    path.write_text('{"title": "a", "text": "b"}\n{"title": "a"}\n')
+    with pytest.raises(ValueError, match="corpus.jsonl, line 2"):
+        env.make_search(f"local:{path}")
