@@ -1,113 +1,16 @@
-"""The environment of the agent: web search, the agent loop, and the engines that generate.
+"""The environment of the agent: the agent loop, and the engines that generate.
 
-The interpreter that runs the agent's code is in assets/sandbox.py: one sealed process per trajectory, with `run`, `fork` and
-`close`; what it covers and what not is said there. Here, top-down: search backends behind one function; the turn grammar and
-the chat template (`Chat`), which make rollouts and training see the same tokens; `Episode`, one rollout in progress;
-`rollout`; and the three engines, which all do the same: `play(episodes)`.
+The interpreter that runs the agent's code is in assets/sandbox.py: one sealed process per trajectory, with `run`,
+`fork` and `close`; what it covers and what not is said there. Its web search is in assets/search.py. Here,
+top-down: the turn grammar and the chat template (`Chat`), which make rollouts and training see the same tokens;
+`Episode`, one rollout in progress; `rollout`; and the three engines, which all do the same: `play(episodes)`.
 """
-import json
 import os
 import re
-import sqlite3
-import sys
-import time
 from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
-from contextlib import closing
 
 from assets.sandbox import Interpreter, Observation, set_sandbox
-
-
-class SearchFailed(RuntimeError):
-    """A search failed for good. It must not become an observation: the rollout ends with this reason."""
-
-
-# ---- web search ----
-
-def make_search(spec, cache=None):
-    """-> a callable, query -> text of the results (SearchFailed if it fails for good); None for "none".
-
-    spec: `http:URL`, a Serper-style JSON API (its key in the environment: SEARCH_API_KEY), or
-    `local:FILE.jsonl`, BM25 over lines {"title", "text"}. cache: an SQLite file, shared by processes.
-    """
-    kind, _, where = (spec or "none").partition(":")
-    if kind == "none":
-        return None
-    if kind not in ("http", "https", "local"):
-        raise ValueError(f"--search {spec}: not http:URL, local:FILE.jsonl or none")
-    find = local_search(where) if kind == "local" else http_search(spec if where.startswith("//") else where)
-    return cached(find, spec, cache) if cache else find
-
-
-def cached(find, spec, path):
-    """`find`, with its results kept in an SQLite file; failures are not kept."""
-    def query_db(statement, *values):
-        with closing(sqlite3.connect(path, timeout=60)) as db, db:         # waits for others, commits
-            return db.execute(statement, values).fetchone()
-
-    def search(query):
-        row = query_db("SELECT text FROM found WHERE spec = ? AND query = ?", spec, query)
-        text = row[0] if row else find(query)
-        if not row:
-            query_db("INSERT OR REPLACE INTO found VALUES (?, ?, ?)", spec, query, text)
-        return text
-
-    query_db("CREATE TABLE IF NOT EXISTS found (spec TEXT, query TEXT, text TEXT, PRIMARY KEY (spec, query))")
-    return search
-
-
-def pages(results):
-    """[(title, snippet)] -> what the model sees."""
-    lines = [f"Page: {i}\nTitle: {title}\nSnippet: {snippet}" for i, (title, snippet) in enumerate(results)]
-    return "\n".join(lines) or "No results found."
-
-
-def http_search(url, attempts=6, timeout=20):
-    """POST {"q": query}; titles and snippets of the reply's "organic". Waits 1, 2, 4 ... s to retry."""
-    import requests
-
-    def search(query):
-        headers = {"X-API-KEY": os.environ.get("SEARCH_API_KEY", "")}
-        for attempt in range(attempts):
-            try:
-                reply = requests.post(url, json={"q": query}, headers=headers, timeout=timeout)
-                reason = f"HTTP {reply.status_code} {reply.text[:200]!r}"
-                if reply.status_code == 200:
-                    found = reply.json()["organic"]
-                    return pages([(page.get("title", ""), page.get("snippet", "")) for page in found])
-                if reply.status_code < 500 and reply.status_code not in (408, 429):
-                    break
-            except (ValueError, KeyError, TypeError, AttributeError):
-                reason = f"not Serper's format: {reply.text[:200]!r}"
-                break
-            except requests.RequestException as error:
-                reason = type(error).__name__
-            if attempt + 1 < attempts:
-                print(f"search: {reason}; trying again in {2 ** attempt} s", file=sys.stderr, flush=True)
-                time.sleep(2 ** attempt)
-        raise SearchFailed(f"search at {url} failed (quota, key or service): {reason}")
-    return search
-
-
-def local_search(path, results=10, snippet=500):
-    """BM25 over a JSON-lines corpus held in memory."""
-    import bm25s
-    corpus = []
-    with open(path, encoding="utf-8") as file:
-        for number, line in enumerate(file, 1):
-            try:
-                page = json.loads(line)
-                corpus.append((page["title"], page["text"]))
-            except (ValueError, KeyError, TypeError) as error:
-                raise ValueError(f'{path}, line {number}: not {{"title", "text"}}: {error!r}') from None
-    tokens = lambda texts: bm25s.tokenize(texts, show_progress=False)
-    index = bm25s.BM25()
-    index.index(tokens([f"{title} {text}" for title, text in corpus]), show_progress=False)
-
-    def search(query):
-        found, scores = index.retrieve(tokens(query), k=min(results, len(corpus)), show_progress=False)
-        best = [corpus[i] for i, score in zip(found[0], scores[0]) if score > 0]
-        return pages([(title, text[:snippet]) for title, text in best])
-    return search
+from assets.search import SearchFailed, make_search
 
 
 # ---- agent loop ----
@@ -127,8 +30,7 @@ def step_of(messages):
 
 def act(content, step, interpreter):
     """Run what the policy wrote as its turn -> Observation, or None if it has neither a plan (step 0) nor code."""
-    code = CODE.search(content)
-    if code:
+    if code := CODE.search(content):
         return interpreter.run(code[1].strip())
     return Observation("None", None, False) if step == 0 and PLAN.search(content) else None
 
@@ -145,29 +47,28 @@ def replay(messages, interpreter):
 class Chat:
     """A tokenizer's chat template, taken apart into the constant strings between the contents of the messages.
 
-    Rollouts and training put the same strings together, so both see the same tokens, the newline after an end of turn
-    included, and sampled tokens are never decoded and encoded again. Control tokens inside a content (say a search snippet
-    with "<|im_end|>") are broken up first: text cannot open or end a turn.
+    Rollouts and training put the same strings together, so both see the same tokens, the newline after an end of
+    turn included, and sampled tokens are never decoded and encoded again. Control tokens inside a content (say a
+    search snippet with "<|im_end|>") are broken up first: text cannot open or end a turn.
     """
 
     def __init__(self, tokenizer):
+        name, self.tokenizer = tokenizer.name_or_path, tokenizer
         if not getattr(tokenizer, "chat_template", None):
-            raise ValueError(f"{tokenizer.name_or_path}: the tokenizer has no chat template; a chat (\"instruct\") model is needed")
-        self.tokenizer = tokenizer
-        control = sorted({*tokenizer.all_special_tokens, *(str(t) for t in tokenizer.added_tokens_decoder.values() if t.special)},
-                         key=len, reverse=True)
+            raise ValueError(f'{name}: the tokenizer has no chat template; a chat ("instruct") model is needed')
+        added = [str(t) for t in tokenizer.added_tokens_decoder.values() if t.special]
+        control = sorted({*tokenizer.all_special_tokens, *added}, key=len, reverse=True)
         self.control = re.compile("|".join(map(re.escape, control)) or r"(?!)")
         q, a, o = ({"role": r, "content": f"[[{i}]]"} for i, r in enumerate(("user", "assistant", "user")))
-        self.start, self.open = self.template([q], True).split("[[0]]")          # … question …, e.g. "<|im_end|>\n<|im_start|>assistant\n"
+        self.start, self.open = self.template([q], True).split("[[0]]")   # "<|im_end|>\n<|im_start|>assistant\n"
         one, two = self.template([q, a]), self.template([q, a, o], True)
-        self.close = one.split("[[1]]")[-1]                                      # after a content of the assistant, "<|im_end|>\n"
-        self.between, last = two.split("[[1]]")[-1].split("[[2]]")               # … and on to the observation
+        self.close = one.split("[[1]]")[-1]                               # after the assistant, "<|im_end|>\n"
+        self.between, last = two.split("[[1]]")[-1].split("[[2]]")        # … and on to the observation
         end = self.ids(self.close)[:1]
         if two[:len(one)] != one or last != self.open or end != [tokenizer.eos_token_id]:
-            raise ValueError(f"{tokenizer.name_or_path}: the chat template rewrites history, or does not end the assistant's turn "
+            raise ValueError(f"{name}: the chat template rewrites history, or does not end the assistant's turn "
                              "with the end-of-sequence token; training on it would differ from using it")
-        self.end = end[0]
-        self.end_text = tokenizer.decode(end)
+        self.end, self.end_text = end[0], tokenizer.decode(end)
 
     def template(self, messages, generate=False):
         return self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=generate)
@@ -186,30 +87,30 @@ class Chat:
     def encode(self, messages):
         """-> input_ids, loss_mask: 1 on what the policy writes (contents and end of turn), 0 on everything else.
 
-        question, "<thought>a", "Observation: 1" -> [q q] 0 0, [<thought> a end] 1 1 1, [\\n Observation : 1 …] 0 0 0 0
+        question, "<thought>a", "Observation: 1"
+        -> [q q] 0 0, [<thought> a end] 1 1 1, [\\n Observation : 1 …] 0 0 0 0
         """
         pieces = [self.start + self.clean(messages[0]["content"]) + self.open]
         for m in messages[1:]:
-            pieces.append(self.clean(m["content"]) + self.end_text if m["role"] == "assistant" else self.observation(m["content"]))
+            mine = m["role"] == "assistant"
+            pieces.append(self.clean(m["content"]) + self.end_text if mine else self.observation(m["content"]))
         if messages[-1]["role"] == "assistant":
-            rest = self.close[len(self.end_text):]
             whole = self.template([{**m, "content": self.clean(m["content"])} for m in messages])
-            if "".join(pieces) + rest != whole:
+            if "".join(pieces) + self.close[len(self.end_text):] != whole:
                 raise ValueError(f"the chat template changes a message: {whole[:200]!r}…")
-        encoded = self.tokenizer(pieces, add_special_tokens=False).input_ids
-        ids = [t for piece in encoded for t in piece]
-        return ids, [k % 2 for k, piece in enumerate(encoded) for _ in piece]
+        encoded = self.ids(pieces)
+        return sum(encoded, []), [k % 2 for k, piece in enumerate(encoded) for _ in piece]
 
 
 class Episode:
-    """One rollout: the messages, the interpreter behind them and, for engines that work on tokens, ids and log-probs."""
+    """One rollout: the messages, the interpreter behind them and, for engines of tokens, ids and log-probs."""
 
     def __init__(self, start, interpreter, *, max_steps=8, max_tokens=4096):
-        self.task = {k: v for k, v in start.items() if k not in ("messages", "prediction", "correct", "stop", "usage")}
+        played = ("messages", "prediction", "correct", "stop", "usage")
+        self.task = {k: v for k, v in start.items() if k not in played}
         self.messages = list(start.get("messages") or [{"role": "user", "content": start["question"]}])
         self.interpreter, self.states = interpreter, {}             # states: step -> interpreter before that step
-        self.first = step_of(self.messages)
-        self.last_step = max(self.first, 1) + max_steps - 1
+        self.last_step = max(step_of(self.messages), 1) + max_steps - 1
         self.max_steps, self.max_tokens, self.calls = max_steps, max_tokens, 0
         self.prediction = self.stop = self.failure = None
         self.ids, self.loss_mask, self.logps, self.prompt = [], [], [], 0
@@ -227,7 +128,7 @@ class Episode:
     def extend(self, ids, logps=None):
         self.ids += ids
         self.loss_mask += [int(logps is not None)] * len(ids)
-        self.logps += logps if logps is not None else [0.0] * len(ids)
+        self.logps += [0.0] * len(ids) if logps is None else logps
 
     def turn(self, content, complete=True):
         """Take the policy's turn, run its code -> the observation message, or None when the rollout has ended."""
@@ -235,22 +136,18 @@ class Episode:
         self.messages.append({"role": "assistant", "content": content})
         self.calls += 1
         self.states[step] = self.interpreter.fork()
-        if not complete:
-            self.stop = "max_tokens"
-            return None
         try:
-            seen = act(content, step, self.interpreter)
-        except SearchFailed as e:                                   # never an observation that would train the model
-            self.stop, self.failure = "failed", str(e)
-            return None
+            seen = act(content, step, self.interpreter) if complete else None
+        except SearchFailed as e:                          # never an observation that would train the model
+            seen, self.failure = None, str(e)
         if seen is None:
-            self.stop = "format"
-        elif seen.answer is not None:
+            self.stop = "max_tokens" if not complete else "format" if self.failure is None else "failed"
+            return None
+        if seen.answer is not None:
             self.stop, self.prediction = "answer", seen.answer
-        elif step >= self.last_step:
-            self.stop = "max_steps"
-        if seen is not None and self.stop != "answer":
-            self.messages.append({"role": "user", "content": "Observation: " + seen.text})
+            return None
+        self.stop = "max_steps" if step >= self.last_step else None
+        self.messages.append({"role": "user", "content": "Observation: " + seen.text})
         return None if self.stop else self.messages[-1]["content"]
 
     def token_turn(self, chat, ids, logps):
@@ -268,25 +165,14 @@ class Episode:
         return between
 
     def trajectory(self):
-        tokens = sum(self.loss_mask)
-        return {**self.task, "messages": self.messages, "prediction": self.prediction, "stop": self.stop,
-                "usage": {"student_calls": self.calls, "student_tokens": tokens}}
-
-
-def rollout(engine, starts, *, copies=1, max_steps=8, max_tokens=4096, search=None, progress=None, **sampling):
-    """Play every start (a task, or a record whose `messages` end before a step) `copies` times -> trajectories, copies adjacent.
-
-    A prefix is replayed once in one interpreter and compared with its record, then forked for each copy.
-    Raises ReplayMismatch; `sampling` is temperature, top_p, top_k, seed.
-    """
-    episodes = make_episodes(starts, copies, max_steps, max_tokens, search)
-    engine.play(episodes, progress=progress, **sampling)
-    return [e.trajectory() for e in episodes]
+        usage = {"student_calls": self.calls, "student_tokens": sum(self.loss_mask)}
+        ended = {"messages": self.messages, "prediction": self.prediction, "stop": self.stop, "usage": usage}
+        return {**self.task, **ended}
 
 
 def make_episodes(starts, copies=1, max_steps=8, max_tokens=4096, search=None, skipped=None):
-    """Episodes ready to play, the copies of a start adjacent. A start whose prefix does not replay is appended to `skipped` with
-    the reason, or raises ReplayMismatch where there is no such list."""
+    """Episodes ready to play, the copies of a start adjacent. A start whose prefix does not replay is appended to
+    `skipped` with the reason, or raises ReplayMismatch where there is no such list."""
     def prepare(start):
         try:
             return replay(start.get("messages") or [], Interpreter(search))
@@ -296,34 +182,47 @@ def make_episodes(starts, copies=1, max_steps=8, max_tokens=4096, search=None, s
             skipped.append((start, e))
     with ThreadPoolExecutor(16) as pool:
         prepared = list(pool.map(prepare, starts))
-    episodes = []
+    episodes, limits = [], dict(max_steps=max_steps, max_tokens=max_tokens)
     for start, interpreter in zip(starts, prepared):
         if interpreter is not None:
-            episodes += [Episode(start, interpreter.fork(), max_steps=max_steps, max_tokens=max_tokens) for _ in range(copies)]
+            episodes += [Episode(start, interpreter.fork(), **limits) for _ in range(copies)]
             interpreter.close()
     return episodes
+
+
+def rollout(engine, starts, *, copies=1, max_steps=8, max_tokens=4096, search=None, progress=None, **sampling):
+    """Play every start (a task, or a record whose `messages` end before a step) `copies` times -> trajectories,
+    copies adjacent.
+
+    A prefix is replayed once in one interpreter and compared with its record, then forked for each copy.
+    Raises ReplayMismatch; `sampling` is temperature, top_p, top_k, seed.
+    """
+    episodes = make_episodes(starts, copies, max_steps, max_tokens, search)
+    engine.play(episodes, progress=progress, **sampling)
+    return [e.trajectory() for e in episodes]
 
 
 # ---- engines ----
 
 def sample(logits, uniform, temperature, top_p, top_k):
-    """Draw one token a row by inverting the distribution at `uniform` (B,) in [0, 1) -> tokens (B,), log-probs (B,).
+    """Draw one token a row by inverting its distribution at `uniform` in [0, 1) -> tokens (B,), log-probs (B,).
 
-    logits (B, V). Log-probs are of the whole distribution at this temperature, as the trainer computes them. Temperature 0: greedy.
+    logits (B, V), uniform (B,). Log-probs are of the whole distribution at this temperature, as the trainer
+    computes them. Temperature 0: greedy.
     """
     import torch
     if temperature == 0:
         logps, tokens = torch.log_softmax(logits.float(), -1).max(-1)
         return tokens, logps
-    logps = torch.log_softmax(logits.float() / temperature, -1)                       # (B, V)
-    order = None
-    chosen = logps
+    logps, order = torch.log_softmax(logits.float() / temperature, -1), None              # (B, V)
+    mass = logps.exp()
     if top_k or top_p < 1:
-        chosen, order = logps.topk(min(top_k or logps.shape[1], logps.shape[1]))      # best first
-        kept = chosen.exp().cumsum(-1) - chosen.exp() < top_p * chosen.exp().sum(-1, keepdim=True)
-        chosen = chosen.masked_fill(~kept, -torch.inf)
-    mass = chosen.exp().cumsum(-1)
-    tokens = torch.searchsorted(mass, uniform[:, None].to(mass) * mass[:, -1:], right=True).clamp(max=mass.shape[1] - 1)
+        best, order = logps.topk(min(top_k or logps.shape[1], logps.shape[1]))            # best first
+        mass = best.exp()
+        mass = mass * (mass.cumsum(-1) - mass < top_p * mass.sum(-1, keepdim=True))
+    mass = mass.cumsum(-1)
+    tokens = torch.searchsorted(mass, uniform[:, None].to(mass) * mass[:, -1:], right=True)
+    tokens = tokens.clamp(max=mass.shape[1] - 1)
     tokens = tokens if order is None else order.gather(1, tokens)
     return tokens[:, 0], logps.gather(1, tokens)[:, 0]
 
@@ -331,8 +230,9 @@ def sample(logits, uniform, temperature, top_p, top_k):
 class TorchEngine:
     """Generation with a Transformers model: one column of tokens per forward pass for all rows together.
 
-    A row's next token is sampled, or forced (the observation), or padding while its code runs: one stream with one key–value
-    cache, so nothing is prefilled twice and code runs beside generation. A prompt shared by a group is prefilled once.
+    A row's next token is sampled, or forced (the observation), or padding while its code runs: one stream with one
+    key–value cache, so nothing is prefilled twice and code runs beside generation. A prompt shared by a group is
+    prefilled once.
     """
 
     def __init__(self, model, tokenizer, batch=128):
@@ -345,47 +245,50 @@ class TorchEngine:
         training, _ = self.model.training, self.model.eval()
         with torch.inference_mode(), ThreadPoolExecutor(16) as pool:
             for i in range(0, len(episodes), self.batch):
-                self.play_batch(episodes[i:i + self.batch], pool, (temperature, top_p, top_k), seed + i, progress)
+                how = temperature, top_p, top_k
+                self.play_batch(episodes[i:i + self.batch], pool, how, seed + i, progress)
         self.model.train(training)
 
     def prefill(self, episodes):
         """-> cache, logits (B, V) of the last prompt token, mask (B, P), positions (B,) of the next token."""
         import torch
-        prompts = list(dict.fromkeys(tuple(e.ids) for e in episodes))
-        width = max(map(len, prompts))
-        ids = torch.tensor([[0] * (width - len(p)) + list(p) for p in prompts], device=self.model.device)          # (U, P)
-        mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts], device=self.model.device)
+        tensor = lambda rows: torch.tensor(rows, device=self.model.device)
+        where = {prompt: i for i, prompt in enumerate(dict.fromkeys(tuple(e.ids) for e in episodes))}
+        width = max(map(len, where))
+        ids = tensor([[0] * (width - len(p)) + list(p) for p in where])                   # (U, P)
+        mask = tensor([[0] * (width - len(p)) + [1] * len(p) for p in where])
         out = self.model(input_ids=ids, attention_mask=mask, position_ids=(mask.cumsum(1) - 1).clamp(min=0),
                          use_cache=True, logits_to_keep=1)
-        where = {p: i for i, p in enumerate(prompts)}
-        rows = torch.tensor([where[tuple(e.ids)] for e in episodes], device=self.model.device)
+        rows = tensor([where[tuple(e.ids)] for e in episodes])
         out.past_key_values.batch_select_indices(rows)
         return out.past_key_values, out.logits[rows, -1], mask[rows], mask.sum(1)[rows]
 
     def play_batch(self, episodes, pool, how, seed, progress):
         import torch
-        device = self.model.device
+        tensor = lambda rows: torch.tensor(rows, device=self.model.device)
         cache, logits, mask, position = self.prefill(episodes)
-        dice = torch.rand(len(episodes), 1 + max(e.room for e in episodes), generator=torch.Generator().manual_seed(seed))
+        most = max(e.room for e in episodes)
+        dice = torch.rand(len(episodes), 1 + most, generator=torch.Generator().manual_seed(seed))
         rows = [Row(e, uniform) for e, uniform in zip(episodes, dice)]
         while rows:
             if all(r.running or r.done for r in rows) and any(r.running for r in rows):
                 wait([r.running for r in rows if r.running], return_when=FIRST_COMPLETED)
-            uniform = torch.stack([r.uniform[r.drawn] for r in rows]).to(device)
+            uniform = torch.stack([r.uniform[r.drawn] for r in rows]).to(logits.device)
             tokens, logps = (x.tolist() for x in sample(logits, uniform, *how))
             column = [r.next(t, p, self.chat, pool) for r, t, p in zip(rows, tokens, logps)]
             live = [i for i, r in enumerate(rows) if not r.done]
-            if len(live) <= 0.9 * len(rows):                                           # finished rows leave the batch
+            if len(live) <= 0.9 * len(rows):                                   # finished rows leave the batch
                 if progress is not None:
                     progress.update(len(rows) - len(live))
-                rows, column, keep = [rows[i] for i in live], [column[i] for i in live], torch.tensor(live, device=device).long()
+                rows, column, keep = [rows[i] for i in live], [column[i] for i in live], tensor(live).long()
                 cache.batch_select_indices(keep)
                 logits, mask, position = logits[keep], mask[keep], position[keep]
             if any(t is not None for t in column):
-                real = torch.tensor([[int(t is not None)] for t in column], device=device)          # (B, 1)
+                real = tensor([[int(t is not None)] for t in column])                     # (B, 1)
                 mask = torch.cat([mask, real], 1)
-                logits = self.model(input_ids=torch.tensor([[t or 0] for t in column], device=device), attention_mask=mask,
-                                    position_ids=position[:, None], past_key_values=cache, use_cache=True).logits[:, -1]
+                out = self.model(input_ids=tensor([[t or 0] for t in column]), attention_mask=mask,
+                                 position_ids=position[:, None], past_key_values=cache, use_cache=True)
+                logits = out.logits[:, -1]
                 position = position + real[:, 0]
 
 
@@ -416,29 +319,31 @@ class Row:
 class VLLMEngine:
     """Generation with vLLM in this process (prefix caching on); under torchrun one engine a rank."""
 
-    def __init__(self, path, tokenizer, memory=0.4, max_len=None, seed=0):
+    def __init__(self, path, tokenizer, memory=0.4, seed=0):
         import vllm
         self.vllm, self.chat = vllm, Chat(tokenizer)
-        self.llm = vllm.LLM(path, gpu_memory_utilization=memory, enable_prefix_caching=True, max_model_len=max_len, seed=seed,
-                            logprobs_mode="processed_logprobs", distributed_executor_backend="external_launcher"
-                            if "RANK" in os.environ else None)
+        launcher = "external_launcher" if "RANK" in os.environ else None
+        self.llm = vllm.LLM(path, gpu_memory_utilization=memory, enable_prefix_caching=True, seed=seed,
+                            logprobs_mode="processed_logprobs", distributed_executor_backend=launcher)
 
     def play(self, episodes, temperature=1.0, top_p=1.0, top_k=0, seed=0, progress=None):
+        how = dict(temperature=temperature, top_p=top_p, top_k=top_k, logprobs=0, stop_token_ids=[self.chat.end],
+                   detokenize=False)
         for e in episodes:
             e.begin(self.chat)
         live = list(episodes)
         with ThreadPoolExecutor(16) as pool:
             while live:
-                how = [self.vllm.SamplingParams(
-                    temperature=temperature, top_p=top_p, top_k=top_k, seed=hash((seed, i, e.calls)) & 0x7fffffff, logprobs=0,
-                    max_tokens=e.room, stop_token_ids=[self.chat.end], detokenize=False) for i, e in enumerate(live)]
-                outs = self.llm.generate([{"prompt_token_ids": e.ids} for e in live], how, use_tqdm=False)
-                turns = [(list(o.outputs[0].token_ids), [p[t].logprob for t, p in zip(o.outputs[0].token_ids, o.outputs[0].logprobs)])
-                         for o in outs]
-                more = list(pool.map(lambda e, turn: e.token_turn(self.chat, *turn), live, turns))
+                seeds = [hash((seed, i, e.calls)) & 0x7fffffff for i, e in enumerate(live)]
+                params = [self.vllm.SamplingParams(**how, seed=s, max_tokens=e.room) for e, s in zip(live, seeds)]
+                outs = self.llm.generate([{"prompt_token_ids": e.ids} for e in live], params, use_tqdm=False)
+                jobs = []
+                for e, out in zip(live, (o.outputs[0] for o in outs)):
+                    logps = [at[token].logprob for token, at in zip(out.token_ids, out.logprobs)]
+                    jobs.append(pool.submit(e.token_turn, self.chat, list(out.token_ids), logps))
+                live = [e for e, job in zip(live, jobs) if job.result() is not None]
                 if progress is not None:
-                    progress.update(sum(m is None for m in more))
-                live = [e for e, m in zip(live, more) if m is not None]
+                    progress.update(len(jobs) - len(live))
 
     def load(self, pairs):
         """Take over the trainer's weights: (name, tensor) pairs of `state_dict()`, tied embeddings included."""
@@ -447,19 +352,20 @@ class VLLMEngine:
 
 
 class URLEngine:
-    """Generation by an OpenAI-compatible chat endpoint; text only, so for data and evaluation, not for training."""
+    """Generation by an OpenAI-compatible chat endpoint; text only: for data and evaluation, not for training."""
 
     def __init__(self, url, model, concurrency=64, timeout=600):
-        self.url, self.model, self.concurrency, self.timeout = url.rstrip("/"), model, concurrency, timeout
+        self.url, self.model, self.concurrency, self.timeout = url, model, concurrency, timeout
 
     def play(self, episodes, temperature=1.0, top_p=1.0, top_k=0, seed=0, progress=None):
         from judge import chat_completion
+        body = dict(model=self.model, temperature=temperature, top_p=top_p, **({"top_k": top_k} if top_k else {}))
+
         def run(e):
             seen = ""
             while seen is not None:
-                choice = chat_completion(self.url, dict(
-                    model=self.model, messages=e.messages, temperature=temperature, top_p=top_p, max_tokens=e.max_tokens,
-                    **({"top_k": top_k} if top_k else {})), timeout=self.timeout)
+                choice = chat_completion(self.url, {**body, "messages": e.messages, "max_tokens": e.max_tokens},
+                                         timeout=self.timeout)
                 seen = e.turn(choice["message"]["content"], choice.get("finish_reason") != "length")
             if progress is not None:
                 progress.update(1)
@@ -467,27 +373,29 @@ class URLEngine:
             list(pool.map(run, episodes))
 
 
-def load_engine(kind, model, *, url=None, device=None, dtype="auto", batch=128, memory=0.9):
-    """kind: torch | vllm | url. `model`: a Hugging Face folder or hub name (for url: the name the server knows)."""
+def load_engine(kind, model, url=None):
+    """kind: torch | vllm | url. `model`: a Hugging Face folder or hub name; for url, the name the server knows."""
     if kind == "url":
         return URLEngine(url, model)
     import torch
     import transformers
     tokenizer = transformers.AutoTokenizer.from_pretrained(model)
     if kind == "vllm":
-        return VLLMEngine(model, tokenizer, memory)
-    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    return TorchEngine(transformers.AutoModelForCausalLM.from_pretrained(model, dtype=dtype).to(device), tokenizer, batch)
+        return VLLMEngine(model, tokenizer, memory=0.9)
+    policy = transformers.AutoModelForCausalLM.from_pretrained(model, dtype="auto")
+    return TorchEngine(policy.to("cuda" if torch.cuda.is_available() else "cpu"), tokenizer)
 
 
 # ---- flags of every script that acts ----
 
 def add_env_flags(parser):
     g = parser.add_argument_group("environment")
-    g.add_argument("--search", help="web search: http:URL (Serper's JSON API, key in SEARCH_API_KEY) or local:FILE.jsonl (BM25)")
+    g.add_argument("--search", help="web search: http:URL (Serper's JSON API, key in SEARCH_API_KEY) or "
+                                    "local:FILE.jsonl (BM25)")
     g.add_argument("--search-cache", help="SQLite file that keeps the results, shared by processes and runs")
     g.add_argument("--sandbox", choices=["auto", "strict", "off"], default="auto",
-                   help="auto names missing layers of isolation, strict refuses to run without them, off runs code unsealed")
+                   help="auto names missing layers of isolation, strict refuses to run without them, "
+                        "off runs code unsealed")
 
 
 def search_from_args(args):
@@ -500,7 +408,8 @@ def add_sampling_flags(parser, temperature=0.6, top_p=0.95, top_k=20):
     g.add_argument("--engine", choices=["torch", "vllm", "url"], default="torch", help="what generates")
     g.add_argument("--student-url", help="OpenAI-compatible endpoint of the student, for --engine url")
     g.add_argument("--max-steps", type=int, default=8, help="thought–code steps after the start or the prefix")
-    g.add_argument("--max-tokens", type=int, default=4096, help="new tokens after the start or the prefix, observations included")
+    g.add_argument("--max-tokens", type=int, default=4096,
+                   help="new tokens after the start or the prefix, observations included")
     g.add_argument("--temperature", type=float, default=temperature, help="of sampling; 0 is greedy")
     g.add_argument("--top-p", type=float, default=top_p, help="probability mass that is sampled from")
     g.add_argument("--top-k", type=int, default=top_k, help="tokens that are sampled from; 0 for all")
@@ -508,4 +417,5 @@ def add_sampling_flags(parser, temperature=0.6, top_p=0.95, top_k=20):
 
 
 def sampling_from_args(args, salt=0):
-    return dict(temperature=args.temperature, top_p=args.top_p, top_k=args.top_k, seed=args.sampling_seed * 1_000_003 + salt)
+    seed = args.sampling_seed * 1_000_003 + salt
+    return dict(temperature=args.temperature, top_p=args.top_p, top_k=args.top_k, seed=seed)

@@ -51,7 +51,7 @@ class TeacherDown(InputError):
 
 class BadReply(Exception):
     """The reply stayed unusable after the re-ask, or the request was refused; `raw` is the last reply."""
-    def __init__(self, message, raw):
+    def __init__(self, message, raw=""):
         super().__init__(message)
         self.raw = raw
 

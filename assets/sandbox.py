@@ -173,12 +173,13 @@ def lock_up():
 
 def zygote(control, mode):
     """Get ready, tell if all layers are there, then fork a session for each socket that arrives."""
+    here = os.path.dirname(os.path.abspath(__file__))
+    sys.path[:] = [path for path in sys.path if path not in ("", here)]          # nothing beside this file
     for code in WARM_UP:
         try:
             exec(code, {})
         except ImportError as error:
             print(f"sandbox: {error}; model code will miss it", file=sys.stderr)
-    sys.path[:] = [path for path in sys.path if path not in ("", os.path.dirname(os.path.abspath(__file__)))]
     loaded, watched = 0, [control.fileno()]
     if LINUX:
         watched.append(os.pidfd_open(os.getppid()))        # `control` may live on in a fork of the trainer

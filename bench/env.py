@@ -1,4 +1,4 @@
-"""Speed of the sandboxed interpreter (env.py) beside three other ways to run an agent's steps, on the same snippets.
+"""Speed of the sandboxed interpreter of env.py beside three other ways to run an agent's steps, on the same snippets.
 
     python bench/env.py                  # about three minutes on two cores
     python bench/env.py --out env.json   # the figures also as JSON
@@ -11,7 +11,6 @@ that print something else than in env.py. Not measured: searches. Other work on 
 `load` in the JSON.
 """
 import argparse
-import importlib.util
 import json
 import multiprocessing
 import os
@@ -26,9 +25,9 @@ import types
 from concurrent.futures import ThreadPoolExecutor
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
-spec = importlib.util.spec_from_file_location("score_env", ROOT / "env.py")       # the name of this file, too
-env = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(env)
+sys.path.insert(0, str(ROOT))                              # before this folder, whose env.py is this file
+import env  # noqa: E402
+from assets import sandbox  # noqa: E402
 
 # Trajectories of four steps as agents write them, by kind. Every step prints something.
 TRAJECTORIES = {
@@ -68,7 +67,7 @@ class Ours:
     name = "env.py"
 
     def __init__(self):
-        self.interpreter = env.Interpreter(seconds=30)
+        self.interpreter = sandbox.Interpreter(seconds=30)
 
     def step(self, code):
         return self.interpreter.run(code).text
@@ -217,7 +216,7 @@ def fork_latency(every):
     milliseconds, starts = [], []
     for steps in prefixes()[::every]:
         reply = None
-        original = env.Interpreter(search=lambda query: reply, seconds=60)
+        original = sandbox.Interpreter(search=lambda query: reply, seconds=60)
         for code, reply in steps:
             original.run(code)
         start = time.perf_counter()
@@ -226,7 +225,7 @@ def fork_latency(every):
         milliseconds.append(1000 * (time.perf_counter() - start))
         original.close(), copy.close()
         start = time.perf_counter()
-        fresh = env.Interpreter()
+        fresh = sandbox.Interpreter()
         fresh.run("1")
         starts.append(1000 * (time.perf_counter() - start))
         fresh.close()
@@ -236,11 +235,11 @@ def fork_latency(every):
 
 def crowd(number=256):
     """Memory of many live interpreters, shared pages counted once (proportional set size)."""
-    everyone = [env.Interpreter() for _ in range(number)]
+    everyone = [sandbox.Interpreter() for _ in range(number)]
     with ThreadPoolExecutor(8) as pool:
         list(pool.map(lambda one: one.run(TRAJECTORIES["sympy"][0][0]), everyone))
     try:
-        leader = env.ZYGOTE.process.pid
+        leader = sandbox.ZYGOTE.process.pid
         group = [path.parent for path in pathlib.Path("/proc").glob("[0-9]*/stat")
                  if path.read_text().rsplit(")", 1)[1].split()[2] == str(leader)]          # same process group
         sizes = [int(re.search(r"^Pss:\s+(\d+)", (path / "smaps_rollup").read_text(), re.M)[1]) for path in group]

@@ -26,17 +26,17 @@ if [ -z "$out" ]; then out=runs/${quick:+quick}${quick:-demo}; out=${out/quick1/
 [ -z "$fresh" ] || rm -rf "$out"
 
 # ---- sizes: what the twelve minutes are spent on ----
-bc=800 mps=2400 dev=200 eval=500                                       # tasks
+bc=600 mps=2000 dev=200 eval=500                                       # tasks
 pretrain=(--steps 900 --batch 32 --micro-batch 16 --lr 3e-3)
-clone=(--steps 300 --batch 16 --micro-batch 8 --lr 2e-3)
+clone=(--steps 500 --batch 16 --micro-batch 8 --lr 3e-3)
 correct=(--steps 300 --batch 16 --micro-batch 8 --lr 1e-3)
-reinforce=(--steps 80 --prompts 32 --group 8 --mini-batch 16 --micro-batch 32 --lr 2e-4)
+reinforce=(--steps 60 --prompts 32 --group 8 --mini-batch 16 --micro-batch 32 --lr 2e-4)
 if [ -n "$quick" ]; then
-    bc=40 mps=32 dev=16 eval=16
-    pretrain=(--steps 40 --batch 32 --micro-batch 16 --lr 3e-3)
+    bc=40 mps=24 dev=16 eval=12
+    pretrain=(--steps 30 --batch 32 --micro-batch 16 --lr 3e-3)
     clone=(--steps 20 --batch 16 --micro-batch 8 --lr 2e-3)
     correct=(--steps 10 --batch 16 --micro-batch 8 --lr 1e-3)
-    reinforce=(--steps 2 --prompts 8 --group 4 --mini-batch 8 --micro-batch 32 --lr 2e-4)
+    reinforce=(--steps 2 --prompts 4 --group 4 --mini-batch 4 --micro-batch 32 --lr 2e-4)
 fi
 
 source demo/venv.sh
@@ -77,11 +77,11 @@ stage base "student: stand-in for pretraining" \
 stage demonstrate "1 BC: the teacher demonstrates" \
     "$python" bc.py --tasks "$out/tasks/bc.jsonl" --out "$out/bc.jsonl" "${teacher[@]}"
 stage bc "1 BC: the student clones" \
-    "$python" "${ranks[@]}" sft.py --model "$out/ckpt/base" --data "$out/bc.jsonl" --out "$out/ckpt/bc" "${clone[@]}" --seed "$seed"
+    "$python" "${ranks[@]}" sft.py --model "$out/ckpt/base" --data "$out/bc.jsonl" --out "$out/ckpt/bc" "${clone[@]}" --weight-decay 0 --seed "$seed"
 stage mps "2 MPS: the student acts, the teacher corrects its first wrong step" \
     "$python" "${ranks[@]}" mps.py --tasks "$out/tasks/mps.jsonl" --student "$out/ckpt/bc" --out "$out/mps" "${teacher[@]}" "${steps[@]}"
 stage sft "3 SFT on corrected trajectories" \
-    "$python" "${ranks[@]}" sft.py --model "$out/ckpt/bc" --data "$out/mps/sft.jsonl" --out "$out/ckpt/sft" "${correct[@]}" --seed "$seed"
+    "$python" "${ranks[@]}" sft.py --model "$out/ckpt/bc" --data "$out/mps/sft.jsonl" --out "$out/ckpt/sft" "${correct[@]}" --weight-decay 0 --seed "$seed"
 stage rl "4 short-horizon GRPO" \
     "$python" "${ranks[@]}" grpo_short.py --model "$out/ckpt/sft" --data "$out/mps/rl.jsonl" --out "$out/ckpt/rl" "${teacher[@]}" \
     "${steps[@]}" "${reinforce[@]}" --weight-decay 0 --seed "$seed"

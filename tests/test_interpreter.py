@@ -1,4 +1,4 @@
-"""env.py: the sandboxed interpreter (hostile and awkward programs, state, forks, real code) and web search."""
+"""assets/sandbox.py: hostile and awkward programs, state, forks, real code; and the web search of env.py."""
 import collections
 import http.server
 import json
@@ -21,15 +21,16 @@ import pytest
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 import env  # noqa: E402
+from assets import sandbox  # noqa: E402
 
 SECRET = "k3y-9f8e7d6c5b4a"
-linux = pytest.mark.skipif(not env.LINUX, reason="the sandbox needs Linux")
+linux = pytest.mark.skipif(not sandbox.LINUX, reason="the sandbox needs Linux")
 pytestmark = linux
 
 
 @pytest.fixture
 def py():
-    interpreter = env.Interpreter(seconds=2, memory=512 << 20)
+    interpreter = sandbox.Interpreter(seconds=2, memory=512 << 20)
     yield interpreter
     interpreter.close()
 
@@ -125,15 +126,15 @@ def test_errors_quote_the_line(py):
 
 def test_output_is_cut_in_the_middle(py):
     seen = py.run("print('begin'); print('x' * 50_000); print('end')").text
-    assert seen.startswith("begin\nxxx") and seen.endswith("xxx\nend") and len(seen) < env.MAX_OUTPUT + 100
+    assert seen.startswith("begin\nxxx") and seen.endswith("xxx\nend") and len(seen) < sandbox.MAX_OUTPUT + 100
     cut = int(re.search(r"\[(\d+) characters cut\]", seen)[1])
-    assert cut == len("begin\n" + "x" * 50_000 + "\nend\n") - env.MAX_OUTPUT
-    exact = "y" * (env.MAX_OUTPUT - 1)
+    assert cut == len("begin\n" + "x" * 50_000 + "\nend\n") - sandbox.MAX_OUTPUT
+    exact = "y" * (sandbox.MAX_OUTPUT - 1)
     assert py.run(f"print({exact!r})").text == exact
     assert "characters cut" in py.run("for i in range(30_000): print(i)").text
     assert "characters cut" in py.run("list(range(100_000))").text
-    assert len(py.run("raise ValueError('z' * 10**6)").text) < env.MAX_OUTPUT + 100
-    assert py.run("print(" + "1" * env.MAX_CODE + ")").text.startswith("Error: the code is longer")
+    assert len(py.run("raise ValueError('z' * 10**6)").text) < sandbox.MAX_OUTPUT + 100
+    assert py.run("print(" + "1" * sandbox.MAX_CODE + ")").text.startswith("Error: the code is longer")
 
 
 def test_answers(py):
@@ -142,7 +143,7 @@ def test_answers(py):
     assert py.run("for i in range(3): final_answer_print(i)") == ("0\n1\n2", "2", False)
     assert py.run("final_answer_print('')").answer == ""
     assert py.run("final_answer_print(5)\n1/0").answer == "5"
-    assert len(py.run("final_answer_print('a' * 10**6)").answer) == env.MAX_ANSWER
+    assert len(py.run("final_answer_print('a' * 10**6)").answer) == sandbox.MAX_ANSWER
     assert py.run("final_answer_print(1); os = __import__('os'); os._exit(0)").answer is None
     py.run("final_answer_print = web_search = None")
     assert py.run("final_answer_print(6)").answer == "6"
@@ -150,7 +151,7 @@ def test_answers(py):
 
 def test_searches_are_values():
     asked = []
-    py = env.Interpreter(search=lambda query: asked.append(query) or f"Title: {query}\nSnippet: s")
+    py = sandbox.Interpreter(search=lambda query: asked.append(query) or f"Title: {query}\nSnippet: s")
     assert py.run("web_search('a')").text == "Title: a\nSnippet: s"
     assert py.run("r = web_search('b')").text == "None"
     assert py.run("r").text == "Title: b\nSnippet: s"
@@ -160,11 +161,11 @@ def test_searches_are_values():
     assert asked == ["a", "b", "c", "d", "e", "ff", "5"]
     assert py.log[3][1] == ["Title: c\nSnippet: s", "Title: d\nSnippet: s"]
     many = py.run("n = [web_search(str(i)) for i in range(200)]\nn[-1]")
-    assert many.text == "Error: too many searches in one step." and len(asked) == 7 + env.MAX_SEARCHES
+    assert many.text == "Error: too many searches in one step." and len(asked) == 7 + sandbox.MAX_SEARCHES
     py.run("web_search('q' * 10**7)")
-    assert len(asked[-1]) == env.MAX_ANSWER
+    assert len(asked[-1]) == sandbox.MAX_ANSWER
     copy = py.fork()
-    assert copy.run("r").text == "Title: b\nSnippet: s" and len(asked) == 8 + env.MAX_SEARCHES
+    assert copy.run("r").text == "Title: b\nSnippet: s" and len(asked) == 8 + sandbox.MAX_SEARCHES
     py.close(), copy.close()
 
 
@@ -177,8 +178,8 @@ def test_failed_search_is_no_observation():
             raise env.SearchFailed("quota")
         return "\ud800\0found" + "x" * 100_000
 
-    py = env.Interpreter(search)
-    assert py.run("x = 1\nlen(web_search('good'))").text == str(env.MAX_OUTPUT + 100 + len("\\ud800\\x00") - 2)
+    py = sandbox.Interpreter(search)
+    assert py.run("x = 1\nlen(web_search('good'))").text == str(sandbox.MAX_OUTPUT + 100 + len("\\ud800\\x00") - 2)
     for code in "x = 2\nweb_search('bad')", "try:\n    x = 3\n    web_search('bad')\nexcept BaseException: pass":
         with pytest.raises(env.SearchFailed):
             py.run(code)
@@ -277,7 +278,7 @@ LOOPS = {
 
 @pytest.mark.parametrize("name", LOOPS)
 def test_endless_programs_end(name):
-    py = env.Interpreter(seconds=0.5)
+    py = sandbox.Interpreter(seconds=0.5)
     py.run("x = 1")
     start = time.monotonic()
     seen = py.run(LOOPS[name])
@@ -340,6 +341,11 @@ BREAKOUTS = {                                              # each must raise: wh
     "opens a path only": "import os; fd = os.open('{path}', os.O_PATH); open(f'/proc/self/fd/{{fd}}').read()",
     "lists a folder": "import os; os.listdir('{dir}')",
     "the repository": "open('{repo}/env.py').read()",
+    "the sandbox": "open('{repo}/assets/sandbox.py').read()",
+    "imports the repository": "import env",
+    "imports the sandbox": "import assets.sandbox",
+    "imports what is beside the sandbox": "import sandbox",
+    "the repository on the path": "import sys; sys.path[:0] = ['{repo}', '{repo}/assets']; import sandbox",
     "passwords": "open('/etc/passwd').read()",
     "own environment": "import os; assert 'PLANTED_KEY' in os.environ",
     "environ in /proc": "open('/proc/{pid}/environ').read()",
@@ -429,7 +435,7 @@ def test_forged_messages_break_only_their_session(py, then):
 
 def test_nothing_goes_on_in_the_background():
     """A step that answers early and computes on is killed with the next, and does not come back with the log."""
-    py = env.Interpreter(seconds=0.5)
+    py = sandbox.Interpreter(seconds=0.5)
     early = "sock.sendall(json.dumps({'key': key, 'text': 'early'}).encode() + b'\\n')\nwhile True: pass"
     py.run(find_socket(early))
     assert "TimeoutError" in py.run("1").text and "all is lost" in py.run("2").text and py.run("3").text == "3"
@@ -439,7 +445,7 @@ def test_nothing_goes_on_in_the_background():
 def test_patched_names_do_not_reach_others(py):
     py.run("import builtins, sys, numpy as np\nprint = lambda *a: None\nbuiltins.len = lambda x: -1; np.pi = 3\n"
            "sys.modules['math'] = None; sys.stdout.write = None")
-    other = env.Interpreter()
+    other = sandbox.Interpreter()
     assert other.run("import numpy as np, math\nprint(len('abc'), np.pi > 3, math.tau > 6)").text == "3 True True"
     other.close()
 
@@ -471,7 +477,7 @@ def test_everything_dies_with_the_trainer(how):
     else:
         trainer.kill()
     trainer.wait(10)
-    orphans = lambda: [p for p in family if os.path.exists(f"/proc/{p}") and b"env.py" in
+    orphans = lambda: [p for p in family if os.path.exists(f"/proc/{p}") and b"sandbox.py" in
                        pathlib.Path(f"/proc/{p}/cmdline").read_bytes()]
     assert eventually(lambda: not orphans())
     for pid in family:                                     # the trainer's own fork, which sleeps
@@ -482,9 +488,9 @@ def test_everything_dies_with_the_trainer(how):
 
 
 def test_closing_and_collecting_end_processes():
-    env.Interpreter().run("1")
+    sandbox.Interpreter().run("1")
     base = children(os.getpid())
-    py = [env.Interpreter() for _ in range(3)]
+    py = [sandbox.Interpreter() for _ in range(3)]
     [p.run("1") for p in py]
     assert len(children(os.getpid()) - base) >= 3
     py[0].close(), py[0].close()
@@ -494,23 +500,23 @@ def test_closing_and_collecting_end_processes():
 
 
 def test_the_zygote_restarts():
-    py = env.Interpreter()
+    py = sandbox.Interpreter()
     py.run("x = 1")
-    env.ZYGOTE.process.kill()
-    env.ZYGOTE.process.wait()
+    sandbox.ZYGOTE.process.kill()
+    sandbox.ZYGOTE.process.wait()
     assert "died" in py.run("x").text and py.run("x").text == "1"
     py.close()
 
 
 def test_a_forked_trainer_has_its_own_zygote():
-    py = env.Interpreter()
+    py = sandbox.Interpreter()
     py.run("x = 1")
     pid = os.fork()
     if not pid:
-        mine = env.Interpreter()
+        mine = sandbox.Interpreter()
         code = 0 if mine.run("7").text == "7" else 1
         mine.close()
-        env.ZYGOTE.stop()
+        sandbox.ZYGOTE.stop()
         os._exit(code)
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0 and py.run("x").text == "1"
     py.close()
@@ -518,7 +524,7 @@ def test_a_forked_trainer_has_its_own_zygote():
 
 def test_many_threads():
     def trajectory(i):
-        py = env.Interpreter(search=lambda q: q * 2)
+        py = sandbox.Interpreter(search=lambda q: q * 2)
         py.run(f"x = {i}")
         for k in range(4):
             py.run("x += len(web_search('ab'))" if k % 2 else "x += 1")
@@ -533,7 +539,7 @@ def test_many_threads():
 
 def test_a_crowd():
     """256 interpreters live at once within 4 GiB (proportional set size: shared pages counted once)."""
-    crowd = [env.Interpreter() for _ in range(256)]
+    crowd = [sandbox.Interpreter() for _ in range(256)]
     with ThreadPoolExecutor(8) as pool:
         seen = set(pool.map(lambda p: p.run("import sympy\nsympy.factor(sympy.Symbol('x')**2 - 1)").text, crowd))
     assert seen == {"(x - 1)*(x + 1)"}
@@ -565,13 +571,19 @@ def probe(folder, mode, secret, python=sys.executable, **options):
                           text=True, timeout=60, **options)
 
 
+def copy_of_env(folder):
+    shutil.copy(ROOT / "env.py", folder)
+    shutil.copytree(ROOT / "assets", pathlib.Path(folder) / "assets", ignore=shutil.ignore_patterns("__pycache__"))
+
+
 def without(tmp_path, *replacements):
-    """A copy of env.py in which system calls are made with numbers that do not exist."""
-    source = (ROOT / "env.py").read_text()
+    """A copy of env.py and its sandbox, which makes system calls with numbers that do not exist."""
+    copy_of_env(tmp_path)
+    source = (ROOT / "assets" / "sandbox.py").read_text()
     for old, new in replacements:
         assert source.count(old) == 1
         source = source.replace(old, new)
-    (tmp_path / "env.py").write_text(source)
+    (tmp_path / "assets" / "sandbox.py").write_text(source)
     return tmp_path
 
 
@@ -591,7 +603,7 @@ def test_ordinary_user(secret):
     packages = os.pathsep.join(path for path in sys.path if path.endswith("-packages"))
     for python in sys.executable, f"/usr/bin/python{sys.version_info[0]}.{sys.version_info[1]}":
         with tempfile.TemporaryDirectory() as folder:
-            shutil.copy(ROOT / "env.py", folder)
+            copy_of_env(folder)
             os.chmod(folder, 0o755)
             try:
                 done = probe(folder, "auto", secret, python, user=65534, group=65534, extra_groups=[], cwd="/",
@@ -626,7 +638,7 @@ def test_sandbox_off(secret):
     assert "--sandbox off: model code can read" in done.stderr
     assert SECRET in done.stdout and "2*sqrt(2)" in done.stdout
     with pytest.raises(ValueError):
-        env.set_sandbox("yes")
+        sandbox.set_sandbox("yes")
 
 
 # ---- real code ----
@@ -650,7 +662,7 @@ def test_recorded_trajectories_replay():
     def replay(steps):
         """-> for each step "same" or the class of its difference."""
         reply = None
-        py = env.Interpreter(search=lambda query: reply, seconds=30)
+        py = sandbox.Interpreter(search=lambda query: reply, seconds=30)
         classes = []
         for code, reply in steps:
             seen = py.run(code)
@@ -695,7 +707,7 @@ def serper(monkeypatch):
     threading.Thread(target=server.serve_forever, daemon=True).start()
     server.url = f"http://127.0.0.1:{server.server_port}/search"
     monkeypatch.setenv("SEARCH_API_KEY", "abc")
-    monkeypatch.setattr(env.time, "sleep", lambda seconds: None)
+    monkeypatch.setattr(time, "sleep", lambda seconds: None)
     yield server
     server.shutdown()
     server.server_close()
@@ -716,7 +728,7 @@ def test_http_search(serper):
     ([(503, "")] * 9, 6), ([(200, "<html>")], 1), ([(200, '{"error": 1}')], 1), ([(200, "[]")], 1)])
 def test_http_search_fails_for_good(serper, replies, requests):
     serper.replies += replies
-    py = env.Interpreter(env.make_search(serper.url))
+    py = sandbox.Interpreter(env.make_search(serper.url))
     with pytest.raises(env.SearchFailed, match=re.escape(serper.url)):
         py.run("try:\n    web_search('q')\nexcept BaseException: pass")
     assert len(serper.asked) == requests
@@ -724,7 +736,7 @@ def test_http_search_fails_for_good(serper, replies, requests):
 
 
 def test_search_without_a_service(monkeypatch):
-    monkeypatch.setattr(env.time, "sleep", lambda seconds: None)
+    monkeypatch.setattr(time, "sleep", lambda seconds: None)
     with pytest.raises(env.SearchFailed, match="ConnectionError"):
         env.make_search("http://127.0.0.1:9/")("q")
     assert env.make_search(None) is None and env.make_search("none") is None
