@@ -19,11 +19,11 @@ import os
 from concurrent.futures import ThreadPoolExecutor, as_completed
 
 from env import Episode, Interpreter, SearchFailed, add_env_flags, search_from_args
-from judge import (BadReply, Teacher, add_teacher_flags, append_jsonl, cli, correct_answer, read_tasks, resume_jsonl, save_args)
+from judge import (BadReply, Help, Teacher, add_teacher_flags, append_jsonl, cli, correct_answer, read_tasks, resume_jsonl, save_args)
 
 
 def parse_args(argv=None):
-    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=Help)
     g = p.add_argument_group("files")
     g.add_argument("--tasks", required=True, help="JSON lines with id, question, answer")
     g.add_argument("--out", required=True, help="JSON lines file for the trajectories")

@@ -35,7 +35,7 @@ import torch
 
 from env import (TorchEngine, VLLMEngine, add_env_flags, add_sampling_flags, make_episodes, rollout, sampling_from_args,
                  search_from_args, step_of)
-from judge import (BadReply, InputError, Teacher, add_teacher_flags, append_jsonl, cli, correct_answer, key_step_reward,
+from judge import (BadReply, Help, InputError, Teacher, add_teacher_flags, append_jsonl, cli, correct_answer, key_step_reward,
                    read_jsonl, read_tasks, same_step_cheap, save_args)
 from mps import step_at
 from sft import (add_training_flags, collate, deepspeed_engine, full_weights, load_policy, load_state, open_metrics,
@@ -43,7 +43,7 @@ from sft import (add_training_flags, collate, deepspeed_engine, full_weights, lo
 
 
 def parse_args(argv=None):
-    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=Help)
     g = p.add_argument_group("files")
     g.add_argument("--model", required=True, help="Hugging Face folder to start from")
     g.add_argument("--data", required=True, help="rl.jsonl of mps.py")

@@ -56,6 +56,12 @@ class BadReply(Exception):
         self.raw = raw
 
 
+class Help(argparse.RawDescriptionHelpFormatter, argparse.ArgumentDefaultsHelpFormatter):
+    """--help of every script: the docstring as it stands, and the default of every flag that has one."""
+    def _get_help_string(self, action):
+        return action.help if action.default in (None, False) else super()._get_help_string(action)
+
+
 def add_teacher_flags(parser, required=True):
     g = parser.add_argument_group("teacher")
     g.add_argument("--teacher-url", required=required, help="chat endpoint, as http://localhost:8000")

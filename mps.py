@@ -26,11 +26,11 @@ from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 
 from env import Episode, add_env_flags, add_sampling_flags, load_engine, make_episodes, sampling_from_args, search_from_args
-from judge import BadReply, Teacher, add_teacher_flags, append_jsonl, cli, correct_answer, read_tasks, resume_jsonl, save_args
+from judge import BadReply, Help, Teacher, add_teacher_flags, append_jsonl, cli, correct_answer, read_tasks, resume_jsonl, save_args
 
 
 def parse_args(argv=None):
-    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=Help)
     g = p.add_argument_group("files")
     g.add_argument("--tasks", required=True, help="JSON lines with id, question, answer")
     g.add_argument("--out", required=True, help="folder for mps.jsonl, sft.jsonl and rl.jsonl")

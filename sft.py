@@ -24,11 +24,11 @@ import zlib
 import torch
 
 from env import Chat
-from judge import InputError, append_jsonl, cli, read_jsonl, resume_jsonl, save_args
+from judge import Help, InputError, append_jsonl, cli, read_jsonl, resume_jsonl, save_args
 
 
 def parse_args(argv=None):
-    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=Help)
     g = p.add_argument_group("files")
     g.add_argument("--model", required=True, help="Hugging Face folder or hub name to start from")
     g.add_argument("--data", required=True, nargs="+", help="JSON lines with `messages`")

@@ -1,9 +1,10 @@
 """What judge.py decides without a model: is an answer right, can a teacher's reply be used.
 
 Run as a program it is the process in which math-verify works: a JSON list of two texts per line in, a JSON
-value per line out: true; false for two numbers that differ by more than a rounding; null where neither is sure.
-A process of its own, because the library's time limits are signals, which work neither in threads nor against
-a long integer power: here an alarm without a handler ends the process, and the next question starts another.
+value per line out: true; false for two numbers that differ by more than a rounding; null where neither is
+sure. A process of its own, because the library's time limits are signals, which work neither in threads nor
+against a long integer power: here an alarm without a handler ends the process, and the next question starts
+another.
 """
 import ast
 import contextlib

@@ -26,9 +26,9 @@ if [ -z "$out" ]; then out=runs/${quick:+quick}${quick:-demo}; out=${out/quick1/
 [ -z "$fresh" ] || rm -rf "$out"
 
 # ---- sizes: what the twelve minutes are spent on ----
-bc=600 mps=2000 dev=200 eval=500                                       # tasks
+bc=600 mps=1600 dev=200 eval=500                                       # tasks
 pretrain=(--steps 900 --batch 32 --micro-batch 16 --lr 3e-3)
-clone=(--steps 500 --batch 16 --micro-batch 8 --lr 3e-3)
+clone=(--steps 450 --batch 16 --micro-batch 8 --lr 3e-3)
 correct=(--steps 300 --batch 16 --micro-batch 8 --lr 1e-3)
 reinforce=(--steps 60 --prompts 32 --group 8 --mini-batch 16 --micro-batch 32 --lr 2e-4)
 if [ -n "$quick" ]; then
@@ -52,7 +52,8 @@ echo "$seed $quick" > "$out/settings"
 coproc TEACHER { exec "$python" demo/teacher.py --port 0; }
 trap 'kill $TEACHER_PID 2>/dev/null || true' EXIT
 read -r url <&"${TEACHER[0]}" || { echo "the demo's teacher did not start" >&2; exit 1; }
-teacher=(--teacher-url "$url" --search "http:$url/search")
+world=(--search "http:$url/search" --no-preload)                        # the toy tasks need neither numpy nor sympy
+teacher=(--teacher-url "$url" "${world[@]}")
 
 # ---- the pipeline, each stage the command that a real run uses ----
 began=$SECONDS
@@ -90,7 +91,7 @@ for model in bc sft rl; do
         flags=(); [ $decoding = sampled ] || flags=(--greedy)
         stage "eval-$model-$decoding" "evaluation: $model, $decoding" \
             "$python" "${ranks[@]}" eval.py run --model "$out/ckpt/$model" --tasks "$out/tasks/eval.jsonl" --name "$model-$decoding" \
-            --out "$out/eval/$model-$decoding" --search "http:$url/search" "${steps[@]}" "${flags[@]}" --sampling-seed "$seed" --metric rule
+            --out "$out/eval/$model-$decoding" "${world[@]}" "${steps[@]}" "${flags[@]}" --sampling-seed "$seed" --metric rule
     done
 done
 echo "== the table"

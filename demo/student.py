@@ -53,7 +53,7 @@ def make_model(tokenizer, width=96, layers=2, seed=0):
     torch.manual_seed(seed)
     return Qwen3ForCausalLM(Qwen3Config(
         vocab_size=(len(tokenizer) + 15) // 16 * 16, hidden_size=width, intermediate_size=3 * width, num_hidden_layers=layers,
-        num_attention_heads=4, num_key_value_heads=2, head_dim=width // 2, max_position_embeddings=2048, tie_word_embeddings=True,
+        num_attention_heads=2, num_key_value_heads=2, head_dim=width // 2, max_position_embeddings=2048, tie_word_embeddings=True,
         initializer_range=0.04, bos_token_id=None, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id))
 
 
