@@ -1,16 +1,21 @@
 """Stage 1, data: the teacher demonstrates, and what ends in the right answer is kept for behaviour cloning.
 
-  tasks.jsonl (id, question, answer)  ->  bc.jsonl (trajectories), bc.rejected.jsonl (tasks without one, and why)
+  tasks.jsonl (id, question, answer)  ->  bc.jsonl           trajectories
+                                          bc.rejected.jsonl  tasks without one, and why
 
-Dual prompts (paper, section 3.1): one for the plan, which becomes <first_thought>; one for each thought–code step given
-the plan and the observations so far. Rejection sampling: only trajectories with a correct final answer stay.
+Dual prompts (paper, section 3.1): one for the plan, which becomes <first_thought>; one for each thought–code
+step given the plan and the observations so far. Rejection sampling: only trajectories with a correct final
+answer stay.
 
-Differences from the paper: none known; how often a task is tried again is not stated there (--attempts, default 2).
+Differences from the paper: none known; how often a task is tried again is not stated there (--attempts,
+default 2).
 
-  laptop:  python bc.py --tasks tasks.jsonl --out bc.jsonl --teacher-url http://127.0.0.1:8008 --teacher-model toy-teacher
+  laptop:  python bc.py --tasks tasks.jsonl --out bc.jsonl \\
+             --teacher-url http://127.0.0.1:8008 --teacher-model toy-teacher
   real:    vllm serve Qwen/Qwen2.5-72B-Instruct --tensor-parallel-size 8 &
-           SEARCH_API_KEY=… python bc.py --tasks tasks.jsonl --out bc.jsonl --teacher-url http://localhost:8000 \\
-             --teacher-model Qwen/Qwen2.5-72B-Instruct --search http:https://google.serper.dev/search --teacher-cache teacher.sqlite
+           SEARCH_API_KEY=… python bc.py --tasks tasks.jsonl --out bc.jsonl \\
+             --teacher-url http://localhost:8000 --teacher-model Qwen/Qwen2.5-72B-Instruct \\
+             --search http:https://google.serper.dev/search --teacher-cache teacher.sqlite
 
 A killed run goes on where it stopped when the same command is given again.
 """
@@ -19,7 +24,8 @@ import os
 from concurrent.futures import ThreadPoolExecutor, as_completed
 
 from env import Episode, Interpreter, SearchFailed, add_env_flags, search_from_args
-from judge import (BadReply, Help, Teacher, add_teacher_flags, append_jsonl, cli, correct_answer, read_tasks, resume_jsonl, save_args)
+from judge import (BadReply, Help, Teacher, add_teacher_flags, append_jsonl, cli, correct_answer, read_tasks,
+                   resume_jsonl, save_args)
 
 
 def parse_args(argv=None):
@@ -36,7 +42,7 @@ def parse_args(argv=None):
 
 
 def demonstrate(teacher, task, search, max_steps, sample, usage):
-    """One trajectory written by the teacher: plan, then step after step, each run before the next is asked for."""
+    """One trajectory written by the teacher: plan, then steps, each run before the next is asked for."""
     episode = Episode(task, Interpreter(search), max_steps=max_steps)
     how = dict(sample=sample, usage=usage)
     seen = episode.turn(f"<first_thought>{teacher.plan(task['question'], **how)}</first_thought>")
@@ -57,7 +63,8 @@ def solve(teacher, task, search, args):
             continue
         if trajectory["stop"] == "failed":
             raise SearchFailed("a search failed for good; the run can be resumed")
-        if trajectory["stop"] == "answer" and correct_answer(teacher, task["question"], trajectory["prediction"], task["answer"]):
+        if trajectory["stop"] == "answer" and correct_answer(teacher, task["question"],
+                                                             trajectory["prediction"], task["answer"]):
             return {**trajectory, "correct": True, "corrections": [],
                     "usage": {f"teacher_{k}": v for k, v in usage.items()}}, faults
         faults.append(f"stop: {trajectory['stop']}, prediction: {trajectory['prediction']!r}")
@@ -81,14 +88,17 @@ def main(args):
         try:
             for job in as_completed(jobs):
                 trajectory, faults = job.result()
-                append_jsonl(*((good, trajectory) if trajectory else (bad, {"id": jobs[job]["id"], "faults": faults})))
+                append_jsonl(*((good, trajectory) if trajectory else
+                               (bad, {"id": jobs[job]["id"], "faults": faults})))
                 kept += trajectory is not None
                 bar.set_postfix(kept=kept, tokens=teacher.counts["completion_tokens"], refresh=False)
                 bar.update(1)
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
-    print(f"{args.out}: {kept} new trajectories from {len(todo)} tasks; the teacher was asked {teacher.counts['calls']} times, "
-          f"{teacher.counts['prompt_tokens']:,} prompt and {teacher.counts['completion_tokens']:,} written tokens")
+    print(f"{args.out}: {kept} new trajectories from {len(todo)} tasks; "
+          f"the teacher was asked {teacher.counts['calls']} times, "
+          f"{teacher.counts['prompt_tokens']:,} prompt and "
+          f"{teacher.counts['completion_tokens']:,} written tokens")
 
 
 if __name__ == "__main__":

@@ -5,14 +5,14 @@ The interpreter that runs the agent's code is in assets/sandbox.py: one sealed p
 top-down: the turn grammar and the chat template (`Chat`), which make rollouts and training see the same tokens;
 `Episode`, one rollout in progress; `rollout`; and the three engines, which all do the same: `play(episodes)`.
 """
-import argparse
 import functools
 import os
 import re
 from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 
-from assets.sandbox import Interpreter, Observation, set_sandbox
-from assets.search import SearchFailed, make_search
+from assets.sandbox import Interpreter, Observation, set_sandbox  # noqa: F401
+from assets.search import SearchFailed, add_env_flags, make_search, search_from_args  # noqa: F401
+from judge import InputError, chat_completion
 
 
 # ---- agent loop ----
@@ -230,7 +230,7 @@ def sample(logits, uniform, temperature, top_p, top_k):
 
 
 def append(layer, keys, values, *_, **__):
-    """`update` of a cache layer, into a buffer with room to spare: the cache is copied every 64 tokens, not every token."""
+    """`update` of a cache layer into a buffer with room to spare: it copies all once in 64 tokens, not every time."""
     for name, new in (("keys", keys), ("values", values)):                                # (B, H, 1, D)
         old, buffer = getattr(layer, name), layer.__dict__.get("buffer_" + name)
         n, end = old.shape[2], old.shape[2] + new.shape[2]
@@ -378,7 +378,6 @@ class URLEngine:
         self.url, self.model, self.concurrency, self.timeout = url, model, concurrency, timeout
 
     def play(self, episodes, temperature=1.0, top_p=1.0, top_k=0, seed=0, progress=None):
-        from judge import chat_completion
         body = dict(model=self.model, temperature=temperature, top_p=top_p, **({"top_k": top_k} if top_k else {}))
 
         def run(e):
@@ -393,37 +392,34 @@ class URLEngine:
             list(pool.map(run, episodes))
 
 
+def load_model(path, dtype):
+    """-> model on this rank's device, tokenizer. Raises InputError for anything that is no chat model."""
+    import torch
+    import transformers
+    transformers.utils.logging.disable_progress_bar()
+    try:
+        tokenizer = transformers.AutoTokenizer.from_pretrained(path)
+        Chat(tokenizer)
+        model = transformers.AutoModelForCausalLM.from_pretrained(path, dtype=dtype)
+    except (OSError, ValueError) as error:
+        raise InputError(f"cannot use the model {path!r}: {' '.join(str(error).split())[:300]}") from None
+    cuda = f"cuda:{os.environ.get('LOCAL_RANK', 0)}"
+    return model.to(cuda if torch.cuda.is_available() else "cpu"), tokenizer
+
+
 def load_engine(kind, model, url=None):
     """kind: torch | vllm | url. `model`: a Hugging Face folder or hub name; for url, the name the server knows."""
     if kind == "url":
+        if not url:
+            raise InputError("--engine url needs --student-url")
         return URLEngine(url, model)
-    import torch
-    import transformers
-    tokenizer = transformers.AutoTokenizer.from_pretrained(model)
     if kind == "vllm":
-        return VLLMEngine(model, tokenizer, memory=0.9)
-    policy = transformers.AutoModelForCausalLM.from_pretrained(model, dtype="auto")
-    return TorchEngine(policy.to("cuda" if torch.cuda.is_available() else "cpu"), tokenizer)
+        import transformers
+        return VLLMEngine(model, transformers.AutoTokenizer.from_pretrained(model), memory=0.9)
+    return TorchEngine(*load_model(model, "auto"))
 
 
 # ---- flags of every script that acts ----
-
-def add_env_flags(parser):
-    g = parser.add_argument_group("environment")
-    g.add_argument("--search", help="web search: http:URL (Serper's JSON API, key in SEARCH_API_KEY) or "
-                                    "local:FILE.jsonl (BM25)")
-    g.add_argument("--search-cache", help="SQLite file that keeps the results, shared by processes and runs")
-    g.add_argument("--sandbox", choices=["auto", "strict", "off"], default="auto",
-                   help="auto names missing layers of isolation, strict refuses to run without them, "
-                        "off runs code unsealed")
-    g.add_argument("--preload", action=argparse.BooleanOptionalAction, default=True,
-                   help="have numpy and sympy loaded in every interpreter; without, one starts in half the time")
-
-
-def search_from_args(args):
-    set_sandbox(args.sandbox, args.preload)
-    return make_search(args.search, args.search_cache)
-
 
 def add_sampling_flags(parser, temperature=0.6, top_p=0.95, top_k=20):
     g = parser.add_argument_group("rollouts")

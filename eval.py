@@ -38,9 +38,9 @@ ASSETS = Path(__file__).resolve().parent / "assets"
 
 
 def parse_args(argv=None):
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=judge.Help)
     commands = parser.add_subparsers(dest="command", required=True, metavar="run | table | report")
-    show = dict(formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    show = dict(formatter_class=judge.Help)
     p = commands.add_parser("run", help="evaluate a model on task files", **show)
     add = p.add_argument_group("what is measured").add_argument
     add("--model", required=True, help="checkpoint folder, or the model's name at --student-url")
@@ -230,10 +230,7 @@ def play(args, todo, rank, engine):
     """Rolls out and scores (number, task) pairs; a chunk is in the rank's file before the next begins."""
     from tqdm import tqdm
     teacher, search = judge.Teacher.from_args(args) if args.teacher_url else None, env.search_from_args(args)
-    try:
-        engine = engine or env.load_engine(args.engine, args.model, url=args.student_url)
-    except (OSError, ValueError) as error:
-        raise judge.InputError(f"cannot load {args.model}: {str(error).splitlines()[0]}") from None
+    engine = engine or env.load_engine(args.engine, args.model, url=args.student_url)
     with (open(args.out / f"predictions.rank{rank}.jsonl", "a", encoding="utf-8") as file,
           ThreadPoolExecutor(16) as pool,
           tqdm(total=len(todo), desc="eval", unit="task", disable=rank > 0) as bar):

@@ -1,28 +1,32 @@
-"""Stage 4: short-horizon GRPO. Rollouts start at the verified prefix before the student's error; the key step has a reward.
+"""Stage 4: short-horizon GRPO. Rollouts start at the verified prefix before the student's error.
 
   rl.jsonl (prefixes, hard and easy tasks) + ckpt/sft  ->  ckpt/rl
 
-A step of training: G rollouts from each of B starts -> rewards -> advantages within each group -> one pass of clipped updates
-over mini-batches of starts.
+A step of training: G rollouts from each of B starts -> rewards, also for the key step -> advantages within
+each group -> one pass of clipped updates over mini-batches of starts.
 
-  R = 1 if the answer is right, else 0.5 if the key step (the first after the prefix) equals the teacher's, 0 if it equals the
-      rejected one, 0.1 otherwise                                                     (paper, section 3.3)
-  A_i = (R_i - mean R) / (std R + eps)                                                within a group
-  L = - 1/N sum min(rho A, clip(rho, 1 - eps, 1 + eps) A),  rho = pi / pi_old          per token, N: sampled tokens of the
-                                                                                      mini-batch, over all ranks
-Differences from the paper: learning rate, dual clip and exact rewards are the release's; starts are every corrected prefix, half
-of the hard and a tenth of the easy tasks; without a KL term there is no reference model. `--no-short-horizon` starts at the
-question, `--no-key-step-reward` leaves 1 or 0; both together are plain GRPO.
+  R = 1 if the answer is right, else 0.5 if the key step (the first after the prefix) equals the teacher's,
+      0 if it equals the rejected one, 0.1 otherwise                         (paper, section 3.3)
+  A_i = (R_i - mean R) / (std R + eps)                                       within a group
+  L = - 1/N sum min(rho A, clip(rho, 1 - eps, 1 + eps) A)                    per token, rho = pi / pi_old,
+                                                                             N: sampled tokens of the
+                                                                             mini-batch, over all ranks
+Differences from the paper: learning rate, dual clip and exact rewards are the release's; starts are every
+corrected prefix, half of the hard and a tenth of the easy tasks; without a KL term there is no reference
+model. `--no-short-horizon` starts at the question, `--no-key-step-reward` leaves 1 or 0; both together are
+plain GRPO.
 
-  laptop:  torchrun --nproc_per_node 2 grpo_short.py --model ckpt/sft --data mps/rl.jsonl --out ckpt/rl --lr 1e-4 \\
-             --prompts 16 --group 8 --mini-batch 8 --teacher-url http://127.0.0.1:8008
-  8 GPUs:  torchrun --nproc_per_node 8 grpo_short.py --model ckpt/sft --data mps/rl.jsonl --out ckpt/rl --engine vllm --zero 3 \\
-             --teacher-url http://teacher:8000 --search http:https://google.serper.dev/search
+  laptop:  torchrun --nproc_per_node 2 grpo_short.py --model ckpt/sft --data mps/rl.jsonl --out ckpt/rl \\
+             --lr 1e-4 --prompts 16 --group 8 --mini-batch 8 --teacher-url http://127.0.0.1:8008
+  8 GPUs:  torchrun --nproc_per_node 8 grpo_short.py --model ckpt/sft --data mps/rl.jsonl --out ckpt/rl \\
+             --engine vllm --zero 3 --teacher-url http://teacher:8000 \\
+             --search http:https://google.serper.dev/search
 
-Logged each step (metrics.jsonl): reward and the share of rollouts with a right answer, the chosen and the rejected key step;
-zero_variance, the share of groups with equal rewards (they have no gradient and are not trained on); dropped, rollouts
-whose search or judge failed; response_tokens; truncated; clip_fraction; logp_gap between the engine that sampled and the
-trainer; grad_norm; seconds of each phase. A loss near 0 is expected: advantages sum to 0 and rho starts at 1.
+Logged each step (metrics.jsonl): reward and the share of rollouts with a right answer, the chosen and the
+rejected key step; zero_variance, the share of groups with equal rewards (they have no gradient and are not
+trained on); dropped, rollouts whose search or judge failed; response_tokens; truncated; clip_fraction;
+logp_gap between the engine that sampled and the trainer; grad_norm; seconds of each phase. A loss near 0 is
+expected: advantages sum to 0 and rho starts at 1.
 """
 import argparse
 import math
@@ -33,13 +37,14 @@ from concurrent.futures import ThreadPoolExecutor
 
 import torch
 
-from env import (TorchEngine, VLLMEngine, add_env_flags, add_sampling_flags, make_episodes, rollout, sampling_from_args,
-                 search_from_args, step_of)
-from judge import (BadReply, Help, InputError, Teacher, add_teacher_flags, append_jsonl, cli, correct_answer, key_step_reward,
-                   read_jsonl, read_tasks, same_step_cheap, save_args)
+from env import (TorchEngine, VLLMEngine, add_env_flags, add_sampling_flags, make_episodes, rollout,
+                 sampling_from_args, search_from_args, step_of)
+from judge import (BadReply, Help, InputError, Teacher, add_teacher_flags, append_jsonl, cli, correct_answer,
+                   key_step_reward, read_jsonl, read_tasks, same_step_cheap, save_args)
 from mps import step_at
-from sft import (add_training_flags, collate, deepspeed_engine, full_weights, load_policy, load_state, open_metrics,
-                 optimizer_step, permutation, save_model, save_state, start_distributed, sum_over_ranks)
+from sft import (add_training_flags, collate, deepspeed_engine, full_weights, load_policy, load_state,
+                 open_metrics, optimizer_step, permutation, save_model, save_state, start_distributed,
+                 sum_over_ranks)
 
 
 def parse_args(argv=None):
@@ -47,33 +52,40 @@ def parse_args(argv=None):
     g = p.add_argument_group("files")
     g.add_argument("--model", required=True, help="Hugging Face folder to start from")
     g.add_argument("--data", required=True, help="rl.jsonl of mps.py")
-    g.add_argument("--out", required=True, help="folder for the trained checkpoint, metrics.jsonl, rollouts.jsonl and the state")
-    g.add_argument("--eval-tasks", help="JSON lines of held-out tasks; the checkpoint that solves most of them is kept in OUT/best")
+    g.add_argument("--out", required=True,
+                   help="folder for the trained checkpoint, metrics.jsonl, rollouts.jsonl and the state")
+    g.add_argument("--eval-tasks",
+                   help="JSON lines of held-out tasks; the checkpoint that solves most is kept in OUT/best")
     g.add_argument("--eval-every", type=int, default=20, help="steps between these evaluations")
     g = p.add_argument_group("short horizon, key step")
     g.add_argument("--short-horizon", action=argparse.BooleanOptionalAction, default=True,
                    help="start at the verified prefix; otherwise at the question")
     g.add_argument("--key-step-reward", action=argparse.BooleanOptionalAction, default=True,
-                   help="reward the key step of a rollout with a wrong answer; otherwise such a rollout gets 0")
+                   help="reward the key step of a rollout with a wrong answer; otherwise it gets 0")
     g.add_argument("--key-step-finished", action=argparse.BooleanOptionalAction, default=False,
-                   help="reward the key step only in rollouts that gave an answer (a condition of the release)")
+                   help="reward the key step only in rollouts that gave an answer (as the release does)")
     g.add_argument("--key-step-not-answer", action=argparse.BooleanOptionalAction, default=False,
-                   help="reward the key step only if it is not itself the final answer (a condition of the release)")
+                   help="reward the key step only if it is not itself the final answer (as the release does)")
     g = p.add_argument_group("optimisation")
     g.add_argument("--epochs", type=float, default=3, help="passes over the starts")
     g.add_argument("--steps", type=int, help="steps of training, in place of --epochs")
     g.add_argument("--prompts", type=int, default=128, help="starts per step, over all ranks")
     g.add_argument("--group", type=int, default=16, help="rollouts per start")
-    g.add_argument("--rollout-batch", type=int, default=128, help="rollouts generated together by the torch engine, per rank")
+    g.add_argument("--rollout-batch", type=int, default=128,
+                   help="rollouts generated together by the torch engine, per rank")
     g.add_argument("--mini-batch", type=int, default=16, help="starts per update, over all ranks")
     g.add_argument("--lr", type=float, default=7e-7, help="learning rate, constant")
-    g.add_argument("--clip", type=float, default=0.2, help="range of the ratio that carries gradient: 1 - clip to 1 + clip")
-    g.add_argument("--dual-clip", type=float, default=3.0, help="bound on the loss of a token with negative advantage; 0 for none")
-    g.add_argument("--kl", type=float, default=0.0, help="weight of the KL term to the starting model (k3 estimator)")
-    g.add_argument("--max-logp-gap", type=float, default=1.0, help="stop if engine and trainer differ by more, mean over tokens, in nats")
+    g.add_argument("--clip", type=float, default=0.2,
+                   help="range of the ratio that carries gradient: 1 - clip to 1 + clip")
+    g.add_argument("--dual-clip", type=float, default=3.0,
+                   help="bound on the loss of a token with negative advantage; 0 for none")
+    g.add_argument("--kl", type=float, default=0.0,
+                   help="weight of the KL term to the starting model (k3 estimator)")
+    g.add_argument("--max-logp-gap", type=float, default=1.0,
+                   help="stop if engine and trainer differ by more, mean over tokens, in nats")
     add_training_flags(g)
     g.add_argument("--save-every", type=int, default=20, help="steps between saved states")
-    g.add_argument("--show-every", type=int, default=10, help="steps between rollouts written to rollouts.jsonl")
+    g.add_argument("--show-every", type=int, default=10, help="steps between groups put in rollouts.jsonl")
     add_sampling_flags(p, temperature=1.0, top_p=1.0, top_k=0)
     add_env_flags(p)
     add_teacher_flags(p)
@@ -85,28 +97,31 @@ def parse_args(argv=None):
 def truncate(messages, step):
     """The messages before a step: the question, and every earlier step with its observation.
 
-    [question, plan, None, step 1, observation 1, step 2], step 2 -> [question, plan, None, step 1, observation 1]
+    [question, plan, None, step 1, observation 1, step 2], step 2
+    -> [question, plan, None, step 1, observation 1]
     """
     return messages[:1 + 2 * step]
 
 
 def group_advantages(rewards, eps=1e-6):
-    """A_i = (R_i - mean) / (std + eps) within each row: (B, G) -> (B, G), with the unbiased std, as in GRPO's code.
+    """A_i = (R_i - mean) / (std + eps) within each row: (B, G) -> (B, G).
 
-    [[1, 0, 0.5]] -> [[1, -1, 0]]; a row of equal rewards -> zeros.
+    The std is the unbiased one, as in GRPO's code. [[1, 0, 0.5]] -> [[1, -1, 0]]; equal rewards -> zeros.
     """
     centred = rewards - rewards.mean(1, keepdim=True)
     if rewards.shape[1] < 2:
         return torch.zeros_like(rewards)
-    return torch.where(centred.abs().amax(1, keepdim=True) > eps, centred / (rewards.std(1, keepdim=True) + eps), 0.0)
+    return torch.where(centred.abs().amax(1, keepdim=True) > eps,
+                       centred / (rewards.std(1, keepdim=True) + eps), 0.0)
 
 
 def policy_loss(logps, old_logps, advantages, loss_mask, clip=0.2, dual_clip=0.0, denominator=None):
     """Clipped policy gradient, mean over tokens -> scalar, {"clip_fraction", "ratio"}.
 
-    logps, old_logps, loss_mask (B, T); advantages (B,), or any shape that broadcasts over tokens. `denominator`: number of
-    tokens to divide by, where this is a part of a larger batch. Dual clip (Ye et al. 2020) bounds the loss of a token by
-    -dual_clip * A where A < 0. Ratio 1.5, A 1, clip 0.2 -> loss -1.2 and no gradient; ratio 0.5 -> -0.5.
+    logps, old_logps, loss_mask (B, T); advantages (B,), or any shape that broadcasts over tokens.
+    `denominator`: number of tokens to divide by, where this is a part of a larger batch. Dual clip (Ye et
+    al. 2020) bounds the loss of a token by -dual_clip * A where A < 0. Ratio 1.5, A 1, clip 0.2 -> loss -1.2
+    and no gradient; ratio 0.5 -> -0.5.
     """
     if advantages.dim() < logps.dim():
         advantages = advantages[:, None]
@@ -117,21 +132,23 @@ def policy_loss(logps, old_logps, advantages, loss_mask, clip=0.2, dual_clip=0.0
     if dual_clip:
         gain = torch.where(advantages < 0, torch.maximum(gain, dual_clip * advantages), gain)
     count = mask.sum().clamp(min=1) if denominator is None else denominator
-    stats = {"clip_fraction": ((clipped < plain) * mask).sum().detach() / count, "ratio": (ratio * mask).sum().detach() / count}
+    stats = {"clip_fraction": ((clipped < plain) * mask).sum().detach() / count,
+             "ratio": (ratio * mask).sum().detach() / count}
     return -(gain * mask).sum() / count, stats
 
 
 # ---- starts and rewards ----
 
 def load_starts(path, short_horizon):
-    """RL records -> starts for `make_episodes`; `key` is the index of the key step, null where there is none."""
+    """RL records -> starts for `make_episodes`; `key` is the index of the key step, None if there is none."""
     starts = []
     for line, r in read_jsonl(path):
         for field in ("id", "question", "answer", "messages"):
             if not r.get(field):
                 raise InputError(f"{path}, line {line}: field `{field}` is missing")
         key = step_of(r["messages"]) if r.get("chosen") else None
-        starts.append({**r, "key": key, "messages": r["messages"] if short_horizon else truncate(r["messages"], 0)})
+        starts.append({**r, "key": key,
+                       "messages": r["messages"] if short_horizon else truncate(r["messages"], 0)})
     if not starts:
         raise InputError(f"{path}: no record to train on")
     return starts
@@ -163,16 +180,18 @@ def same_step(teacher, question, before, a, b):
 
 
 def score(groups, teacher, args, pool):
-    """Rewards and advantages of groups of episodes, computed concurrently -> rows to train on, counts for the log.
+    """Rewards and advantages of groups of episodes -> rows to train on, counts for the log.
 
-    A row is (input_ids, loss_mask, old log-probs, advantage). Rollouts without a reward are left out of their group.
+    A row is (input_ids, loss_mask, old log-probs, advantage). The judge is asked concurrently; rollouts
+    without a reward are left out of their group.
     """
     episodes = [e for group in groups for e in group]
     for e in episodes:
         e.record = e.trajectory()
     futures = {id(e): pool.submit(reward, e.record, teacher, args) for e in episodes if e.stop != "failed"}
-    log = dict(rollouts=len(episodes), reward=0.0, correct=0, chosen=0, rejected=0, zero_variance=0, dropped=0, truncated=0,
-               response_tokens=sum(sum(e.loss_mask) for e in episodes), groups=len(groups))
+    log = dict(rollouts=len(episodes), reward=0.0, correct=0, chosen=0, rejected=0, zero_variance=0,
+               dropped=0, truncated=0, response_tokens=sum(sum(e.loss_mask) for e in episodes),
+               groups=len(groups))
     rows = []
     for group in groups:
         scored = []
@@ -186,7 +205,8 @@ def score(groups, teacher, args, pool):
                 log["reward"] += value
                 for k, v in parts.items():
                     log[k] += v
-        advantages = group_advantages(torch.tensor([[value for _, value in scored]]))[0].tolist() if scored else []
+        advantages = (group_advantages(torch.tensor([[value for _, value in scored]]))[0].tolist()
+                      if scored else [])
         log["zero_variance"] += not any(advantages)
         rows.append([(e.ids, e.loss_mask, e.logps, a) for (e, _), a in zip(scored, advantages)])
     return rows, log
@@ -195,11 +215,11 @@ def score(groups, teacher, args, pool):
 # ---- one update ----
 
 def update(engine, rows, reference, args, device):
-    """One clipped update on a mini-batch: this rank's groups, as `score` made them -> sums for the log, gradient norm or None."""
+    """One clipped update on this rank's groups of a mini-batch -> sums for the log, gradient norm or None."""
     tokens, = sum_over_ranks(sum(sum(mask) for group in rows for _, mask, _, _ in group))
     live = sorted((row for group in rows for row in group if row[3] != 0), key=lambda row: len(row[0]))
     count = torch.tensor(math.ceil(len(live) / args.micro_batch), device=device)
-    torch.distributed.all_reduce(count, op=torch.distributed.ReduceOp.MAX)              # every rank runs as many forward passes
+    torch.distributed.all_reduce(count, op=torch.distributed.ReduceOp.MAX)  # as many passes on every rank
     micro = []
     for i in range(int(count)):
         part = live[i * args.micro_batch:(i + 1) * args.micro_batch]
@@ -207,17 +227,19 @@ def update(engine, rows, reference, args, device):
         old = [p for _, mask, logps, _ in part for m, p in zip(mask, logps) if m]
         advantages = [a for _, mask, _, a in part for m in mask if m]
         micro.append([x.to(device) for x in (*batch, torch.tensor(old), torch.tensor(advantages))])
-    log = dict(loss=0.0, clip_fraction=0.0, logp_gap=0.0, trained_tokens=sum(sum(mask) for _, mask, _, _ in live), kl=0.0)
+    log = dict(loss=0.0, clip_fraction=0.0, logp_gap=0.0,
+               trained_tokens=sum(sum(mask) for _, mask, _, _ in live), kl=0.0)
     if not micro:
         return log, None
 
     def loss_of(input_ids, attention_mask, loss_mask, old_logps, advantages):
-        logps = engine(input_ids, attention_mask, loss_mask, args.temperature)           # (N,) the sampled tokens
-        loss, stats = policy_loss(logps, old_logps, advantages, torch.ones_like(logps), args.clip, args.dual_clip, max(tokens, 1))
+        logps = engine(input_ids, attention_mask, loss_mask, args.temperature)  # (N,) the sampled tokens
+        loss, stats = policy_loss(logps, old_logps, advantages, torch.ones_like(logps), args.clip,
+                                  args.dual_clip, max(tokens, 1))
         if reference is not None:
             with torch.no_grad():
                 away = reference(input_ids, attention_mask, loss_mask, args.temperature) - logps.detach()
-            gap = logps - logps.detach()                                                # k3: exp(d) - d - 1, d = ref - logp
+            gap = logps - logps.detach()  # k3: exp(d) - d - 1, d = ref - logp
             kl = (torch.exp(away - gap) - (away - gap) - 1).sum() / max(tokens, 1)
             loss, log["kl"] = loss + args.kl * kl, log["kl"] + float(kl.detach())
         log["loss"] += float(loss.detach())
@@ -238,8 +260,8 @@ def make_engine(args, engine, tokenizer, device):
         generator = VLLMEngine(args.model, tokenizer, seed=args.seed)
         return generator, lambda: generator.load(full_weights(engine))
     if args.zero < 3:
-        return TorchEngine(engine.module.model, tokenizer, args.rollout_batch), lambda: None       # the very same weights
-    policy, _ = load_policy(args.model, args)                                           # ZeRO-3 shards: generate with a copy
+        return TorchEngine(engine.module.model, tokenizer, args.rollout_batch), lambda: None  # same weights
+    policy, _ = load_policy(args.model, args)  # ZeRO-3 shards: generate with a copy
     policy.to(device, dtype=next(engine.module.parameters()).dtype)
     state = dict(policy.model.named_parameters())
 
@@ -253,8 +275,10 @@ def make_engine(args, engine, tokenizer, device):
 def evaluate(generator, tasks, search, args):
     """Share of the held-out tasks solved greedily, this rank's part of them summed over ranks."""
     rank, world = torch.distributed.get_rank(), torch.distributed.get_world_size()
-    played = rollout(generator, tasks[rank::world], max_steps=args.max_steps, max_tokens=args.max_tokens, search=search, temperature=0)
-    right, n = sum_over_ranks(sum(correct_answer(None, t["question"], t["prediction"], t["answer"]) for t in played), len(played))
+    played = rollout(generator, tasks[rank::world], max_steps=args.max_steps, max_tokens=args.max_tokens,
+                     search=search, temperature=0)
+    right, n = sum_over_ranks(
+        sum(correct_answer(None, t["question"], t["prediction"], t["answer"]) for t in played), len(played))
     return right / n
 
 
@@ -320,14 +344,17 @@ def main(args):
         scored = max(1, n["rollouts"] - n["dropped"])
         row = dict(step=step + 1, reward=n["reward"] / scored, reward_correct=n["correct"] / scored,
                    reward_chosen=n["chosen"] / scored, reward_rejected=n["rejected"] / scored,
-                   zero_variance=n["zero_variance"] / max(1, n["groups"]), dropped=n["dropped"], truncated=n["truncated"] / n["rollouts"],
-                   response_tokens=n["response_tokens"] / n["rollouts"], loss=sum(s["loss"] for s in sums),
-                   kl=sum(s["kl"] for s in sums) / len(sums), clip_fraction=sum(s["clip_fraction"] for s in sums) / len(sums),
+                   zero_variance=n["zero_variance"] / max(1, n["groups"]), dropped=n["dropped"],
+                   truncated=n["truncated"] / max(1, n["rollouts"]),
+                   response_tokens=n["response_tokens"] / max(1, n["rollouts"]), loss=sum(s["loss"] for s in sums),
+                   kl=sum(s["kl"] for s in sums) / len(sums),
+                   clip_fraction=sum(s["clip_fraction"] for s in sums) / len(sums),
                    logp_gap=sums[0]["logp_gap"] / max(1, sums[0]["trained_tokens"]), updates=len(norms),
                    grad_norm=sum(norms) / max(1, len(norms)), seconds_rollout=clock[1] - clock[0],
                    seconds_reward=clock[2] - clock[1], seconds_update=clock[3] - clock[2])
         if row["logp_gap"] > args.max_logp_gap:
-            raise InputError(f"engine and trainer disagree by {row['logp_gap']:.3f} nats a token, more than --max-logp-gap")
+            raise InputError(f"engine and trainer disagree by {row['logp_gap']:.3f} nats a token, "
+                             "more than --max-logp-gap")
         if eval_tasks and ((step + 1) % args.eval_every == 0 or step + 1 == steps):
             row["eval_accuracy"] = evaluate(generator, eval_tasks, search, args)
             if row["eval_accuracy"] > best:
@@ -339,9 +366,11 @@ def main(args):
                 for e in groups[0] if groups else []:
                     append_jsonl(shown, {"step": step + 1, **e.record})
             print(f"step {step + 1}/{steps}  reward {row['reward']:.3f}  right {row['reward_correct']:.3f}  "
-                  f"no variance {row['zero_variance']:.2f}  tokens {row['response_tokens']:.0f}  grad norm {row['grad_norm']:.2f}  "
-                  f"gap {row['logp_gap']:.1e}  {row['seconds_rollout']:.1f} + {row['seconds_reward']:.1f} + "
-                  f"{row['seconds_update']:.1f} s" + (f"  eval {row['eval_accuracy']:.3f}" if "eval_accuracy" in row else ""), flush=True)
+                  f"no variance {row['zero_variance']:.2f}  tokens {row['response_tokens']:.0f}  "
+                  f"grad norm {row['grad_norm']:.2f}  gap {row['logp_gap']:.1e}  "
+                  f"{row['seconds_rollout']:.1f} + {row['seconds_reward']:.1f} + "
+                  f"{row['seconds_update']:.1f} s"
+                  + (f"  eval {row['eval_accuracy']:.3f}" if "eval_accuracy" in row else ""), flush=True)
         if (step + 1) % args.save_every == 0 and step + 1 < steps:
             save_state(engine, args.out, step + 1, best=best)
 

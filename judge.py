@@ -5,8 +5,8 @@ TEACHER_API_KEY or OPENAI_API_KEY), the key-step reward, and the JSON-lines file
 The prompts are in assets/prompts.md; what needs no model (is an answer right, can a reply be used, does a
 correction give the answer away) is in assets/rules.py.
 
-Differences from the paper: the model judges only answers that rules leave open; a reply of the wrong form is
-asked for once more, naming the fault, and then fails aloud (`BadReply`).
+Differences from the paper: the model judges only answers that rules leave open; a reply of the wrong form
+is asked for once more, naming the fault, and then fails aloud (`BadReply`).
 
   python judge.py audit --teacher-url http://localhost:8000 --data processbench.jsonl
   python judge.py decontaminate --tasks all.jsonl --against hotpotqa.jsonl --out tasks.jsonl
@@ -32,6 +32,7 @@ import requests
 from assets.rules import (UNREADABLE, Verdict, as_list, check_by_rule, code_of, exact_match, f1,  # noqa: F401
                           leaked, math_equal, parse_correction, parse_equivalent, parse_plan, parse_step,
                           parse_verdict, step_count)
+from assets.search import SearchFailed
 
 ASSETS = os.path.join(os.path.dirname(os.path.abspath(__file__)), "assets")
 with open(os.path.join(ASSETS, "prompts.md"), encoding="utf-8") as prompts:
@@ -57,7 +58,7 @@ class BadReply(Exception):
 
 
 class Help(argparse.RawDescriptionHelpFormatter, argparse.ArgumentDefaultsHelpFormatter):
-    """--help of every script: the docstring as it stands, and the default of every flag that has one."""
+    """--help of every script: the docstring as it is, and the default of every flag that has one."""
     def _get_help_string(self, action):
         return action.help if action.default in (None, False) else super()._get_help_string(action)
 
@@ -74,12 +75,14 @@ def add_teacher_flags(parser, required=True):
 
 
 def parse_args(argv=None):
-    parser = argparse.ArgumentParser(description="Measure a teacher before a run, or clean a file of tasks.")
+    parser = argparse.ArgumentParser(description="Measure a teacher before a run, or clean a file of tasks.",
+                                     formatter_class=Help)
     commands = parser.add_subparsers(dest="command", required=True)
-    p = commands.add_parser("audit", help="first-error accuracy and F1 of a teacher (ProcessBench)")
+    p = commands.add_parser("audit", formatter_class=Help,
+                            help="first-error accuracy and F1 of a teacher (ProcessBench)")
     p.add_argument("--data", nargs="+", required=True, help="JSONL: problem, steps, label (first error, -1)")
     add_teacher_flags(p)
-    p = commands.add_parser("decontaminate", help="drop tasks whose question occurs in a benchmark")
+    p = commands.add_parser("decontaminate", formatter_class=Help, help="drop tasks that a benchmark has too")
     p.add_argument("--tasks", required=True, help="JSONL file of training tasks")
     p.add_argument("--against", nargs="+", required=True, help="JSONL files of benchmark tasks")
     p.add_argument("--out", required=True, help="JSONL file for the tasks that stay")
@@ -363,10 +366,10 @@ def save_args(args, path):
     """Writes the arguments, the git commit and the versions that a run was made with."""
     from importlib.metadata import distributions
     git = subprocess.run(["git", "-C", ASSETS, "rev-parse", "HEAD"], capture_output=True, text=True)
-    versions = {package.name: package.version for package in distributions()}
     os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)
     with open(path, "w", encoding="utf-8") as file:
-        record = {"args": vars(args), "commit": git.stdout.strip(), "versions": versions}
+        record = {"args": vars(args), "commit": git.stdout.strip(),
+                  "versions": {package.name: package.version for package in distributions()}}
         json.dump(record, file, indent=1, default=str)
 
 
@@ -393,7 +396,7 @@ def audit(args):
             found = list(tqdm(pool.map(first_error, tasks), path, len(tasks)))
         rates = []
         for wrong in (True, False):
-            hits = [k == task["label"] for k, task in zip(found, tasks) if (task["label"] >= 0) == wrong]
+            hits = [k == t["label"] for k, t in zip(found, tasks) if (t["label"] >= 0) == wrong]
             rates.append(100 * sum(hits) / max(1, len(hits)))
         scores.append(2 * rates[0] * rates[1] / max(1e-9, sum(rates)))
         print(f"{os.path.basename(path):30} {len(tasks):6} {rates[0]:7.1f} {rates[1]:8.1f} {scores[-1]:6.1f} "
@@ -420,8 +423,7 @@ def decontaminate(args):
         exact = [text for text, _ in tasks if text in benchmark]
         near = [text for text, grams in tasks if text not in benchmark and not grams.isdisjoint(every)
                 and any(close(grams, others) for others in benchmark.values())]
-        print(f"{path}: {len(benchmark)} questions; {len(exact)} tasks hold one word for word, "
-              f"{len(near)} nearly")
+        print(f"{path} ({len(benchmark)}): {len(exact)} tasks hold one word for word, {len(near)} nearly")
         print(*(f"    {text[:100]}" for text in exact[:2] + near[:3]), sep="\n")
         drop |= {*exact, *near}
     with open(args.out, "w", encoding="utf-8") as file:
@@ -438,7 +440,7 @@ def cli(main, args):
     """Runs main(args); what the user can mend ends in one sentence and exit code 2."""
     try:
         main(args)
-    except InputError as error:
+    except (InputError, SearchFailed) as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
 

@@ -1,20 +1,22 @@
-"""Stage 2, data: mentored problem-solving. The student acts, the teacher rewrites its first wrong step, the student resumes.
+"""Stage 2, data: mentored problem-solving. The student acts, the teacher rewrites its first wrong step.
 
-  tasks.jsonl + a student checkpoint  ->  OUT/mps.jsonl   every task: its last trajectory, corrections and outcome
-                                          OUT/sft.jsonl   trajectories for the next sft.py
-                                          OUT/rl.jsonl    verified prefixes and hard tasks for grpo_short.py
+  tasks.jsonl + a student  ->  OUT/mps.jsonl   every task: its last trajectory, corrections and outcome
+                               OUT/sft.jsonl   trajectories for the next sft.py
+                               OUT/rl.jsonl    verified prefixes and hard tasks for grpo_short.py
 
-The student plays a task to its end. If the answer is wrong, the teacher names the first wrong step k; the prefix h_k before
-it stays, the interpreter is rewound to it, the teacher writes *one* step, which runs, and the student goes on from there: at
-most 5 corrections a task (paper, section 3.2). Solved in the end, the trajectory and the pairs (h_k, chosen > rejected) are
-training data; not solved, the task is `hard`.
+The student plays a task to its end. If the answer is wrong, the teacher names the first wrong step k; the
+prefix h_k before it stays, the interpreter is rewound to it, the teacher writes *one* step, which runs, and
+the student goes on from there: at most 5 corrections a task (paper, section 3.2). Solved in the end, the
+trajectory and the pairs (h_k, chosen > rejected) are training data; not solved, the task is `hard`.
 
-Differences from the paper: a run without an answer after --max-steps is corrected like any error (the release drops it); the
-data is split between SFT and RL by a hash of the task's id (the release: by order of completion).
+Differences from the paper: a run without an answer after --max-steps is corrected like any error (the release
+drops it); the data is split between SFT and RL by a hash of the task's id (the release: by order of
+completion).
 
   laptop:  python mps.py --tasks tasks.jsonl --student ckpt/bc --out mps --teacher-url http://127.0.0.1:8008
   8 GPUs:  torchrun --nproc_per_node 8 mps.py --tasks tasks.jsonl --student ckpt/bc --engine vllm --out mps \\
-             --teacher-url http://teacher:8000 --search http:https://google.serper.dev/search --teacher-cache teacher.sqlite
+             --teacher-url http://teacher:8000 --teacher-cache teacher.sqlite \\
+             --search http:https://google.serper.dev/search
 
 A killed run goes on where it stopped when the same command is given again.
 """
@@ -25,8 +27,10 @@ import os
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 
-from env import Episode, add_env_flags, add_sampling_flags, load_engine, make_episodes, sampling_from_args, search_from_args
-from judge import BadReply, Help, Teacher, add_teacher_flags, append_jsonl, cli, correct_answer, read_tasks, resume_jsonl, save_args
+from env import (Episode, add_env_flags, add_sampling_flags, load_engine, make_episodes, sampling_from_args,
+                 search_from_args)
+from judge import (BadReply, Help, Teacher, add_teacher_flags, append_jsonl, cli, correct_answer, read_tasks,
+                   resume_jsonl, save_args)
 
 
 def parse_args(argv=None):
@@ -35,15 +39,19 @@ def parse_args(argv=None):
     g.add_argument("--tasks", required=True, help="JSON lines with id, question, answer")
     g.add_argument("--out", required=True, help="folder for mps.jsonl, sft.jsonl and rl.jsonl")
     g = p.add_argument_group("mentored problem-solving")
-    g.add_argument("--student", required=True, help="Hugging Face folder, or the model's name at --student-url")
-    g.add_argument("--corrections", type=int, default=5, help="teacher's corrections per task; a task that needs more is hard")
+    g.add_argument("--student", required=True, help="Hugging Face folder, or its name at --student-url")
+    g.add_argument("--corrections", type=int, default=5,
+                   help="teacher's corrections per task; a task that needs more is hard")
     g.add_argument("--chunk", type=int, default=512, help="tasks played together, per rank")
     g = p.add_argument_group("shares of the data that are kept")
-    g.add_argument("--sft-share", type=float, default=0.5, help="share of the tasks for SFT; the others are for RL")
-    g.add_argument("--sft-easy", type=float, default=0.5, help="of the trajectories without a correction, for SFT")
-    g.add_argument("--rl-easy", type=float, default=0.1, help="of the tasks solved without a correction, for RL from the question")
-    g.add_argument("--rl-hard", type=float, default=0.5, help="of the tasks not solved at all, for RL from the question")
-    g.add_argument("--pairs", choices=["all", "last"], default="all", help="corrections per task that become RL prefixes")
+    g.add_argument("--sft-share", type=float, default=0.5, help="share of the tasks for SFT; the others: RL")
+    g.add_argument("--sft-easy", type=float, default=0.5, help="of the runs without a correction, for SFT")
+    g.add_argument("--rl-easy", type=float, default=0.1,
+                   help="of the tasks solved without a correction, for RL from the question")
+    g.add_argument("--rl-hard", type=float, default=0.5,
+                   help="of the tasks not solved at all, for RL from the question")
+    g.add_argument("--pairs", choices=["all", "last"], default="all",
+                   help="corrections per task that become RL prefixes")
     add_sampling_flags(p)
     add_env_flags(p)
     add_teacher_flags(p)
@@ -57,12 +65,14 @@ class Mentored:
 
     def __init__(self, task, episode):
         self.task, self.episode, self.corrections = task, episode, []
-        self.outcome, self.reason, self.teacher_usage, self.student = None, None, {}, {"calls": 0, "tokens": 0}
+        self.outcome, self.reason, self.teacher_usage, self.student = (
+            None, None, {}, {"calls": 0, "tokens": 0})
 
     def review(self, teacher, limit):
-        """After an episode: settle the outcome, or correct its first wrong step and leave a new episode to play on.
+        """After an episode: settle the outcome, or correct its first wrong step and leave a new episode.
 
-        Loops when the corrected step itself ends the run (it gave an answer): there is nothing for the student to do then.
+        Loops when the corrected step itself ends the run (it gave an answer): there is nothing for the
+        student to do then.
         """
         while self.outcome is None and self.episode.stop:
             try:
@@ -77,12 +87,14 @@ class Mentored:
         self.student["tokens"] += sum(e.loss_mask)
         if e.stop == "failed":
             self.outcome, self.reason = "failed", e.failure
-        elif e.stop == "answer" and correct_answer(teacher, question, e.prediction, answer, usage=self.teacher_usage):
+        elif e.stop == "answer" and correct_answer(teacher, question, e.prediction, answer,
+                                                   usage=self.teacher_usage):
             self.outcome = "corrected" if self.corrections else "solved"
         elif len(self.corrections) >= limit:
             self.outcome = "hard"
         else:
-            verdict = teacher.verdict(question, answer, e.messages, e.prediction, e.stop, usage=self.teacher_usage)
+            verdict = teacher.verdict(question, answer, e.messages, e.prediction, e.stop,
+                                      usage=self.teacher_usage)
             if verdict.correct:
                 self.outcome, self.reason = "failed", "the answer was judged wrong, but no step was"
             else:
@@ -95,28 +107,33 @@ class Mentored:
         content = teacher.correct(self.task["question"], self.task["answer"], prefix, rejected["content"],
                                   rejected["observation"], verdict.analysis, verdict.suggestion,
                                   sample=len(self.corrections), usage=self.teacher_usage)
-        resumed = Episode({**self.task, "messages": prefix}, e.states[k].fork(), max_steps=e.max_steps, max_tokens=e.max_tokens)
+        resumed = Episode({**self.task, "messages": prefix}, e.states[k].fork(),
+                          max_steps=e.max_steps, max_tokens=e.max_tokens)
         resumed.states = {step: state for step, state in e.states.items() if step < k}
         resumed.turn(content)
-        resumed.calls = 0                                                              # that turn was the teacher's
-        self.corrections.append(dict(step=k, prefix=prefix, chosen=step_at(resumed.messages, k, resumed.prediction),
+        resumed.calls = 0  # that turn was the teacher's
+        self.corrections.append(dict(step=k, prefix=prefix,
+                                     chosen=step_at(resumed.messages, k, resumed.prediction),
                                      rejected=rejected, analysis=verdict.analysis))
         self.episode = resumed
 
     def record(self):
-        """The trajectory record. A correction whose prefix a later correction threw away is dropped: it has no anchor."""
+        """The trajectory record, without the corrections whose prefix a later correction threw away."""
         e = self.episode
         kept = [{k: v for k, v in c.items() if k != "prefix"} for c in self.corrections
                 if e.messages[:len(c["prefix"])] == c["prefix"]]
-        usage = {f"teacher_{k}": v for k, v in self.teacher_usage.items()} | {f"student_{k}": v for k, v in self.student.items()}
-        return {**self.task, "messages": e.messages, "prediction": e.prediction, "correct": self.outcome in ("solved", "corrected"),
-                "stop": e.stop, "outcome": self.outcome, "reason": self.reason, "interventions": len(self.corrections),
-                "corrections": kept, "usage": usage}
+        usage = ({f"teacher_{k}": v for k, v in self.teacher_usage.items()}
+                 | {f"student_{k}": v for k, v in self.student.items()})
+        return {**self.task, "messages": e.messages, "prediction": e.prediction,
+                "correct": self.outcome in ("solved", "corrected"), "stop": e.stop, "outcome": self.outcome,
+                "reason": self.reason, "interventions": len(self.corrections), "corrections": kept,
+                "usage": usage}
 
 
 def step_at(messages, k, prediction=None):
     """Step k as {"content", "observation"}; the last step of a finished run observes its own answer."""
-    seen = messages[2 + 2 * k]["content"].removeprefix("Observation: ") if 2 + 2 * k < len(messages) else prediction
+    seen = (messages[2 + 2 * k]["content"].removeprefix("Observation: ")
+            if 2 + 2 * k < len(messages) else prediction)
     return {"content": messages[1 + 2 * k]["content"], "observation": seen}
 
 
@@ -130,8 +147,9 @@ def coin(task_id, what):
 def split(records, args):
     """-> SFT records and RL records, from disjoint tasks.
 
-    SFT: corrected trajectories, and a share of those without a correction. RL: every prefix before a corrected step, with the
-    step chosen and the steps rejected there; a share of the hard and of the easy tasks, from the question on.
+    SFT: corrected trajectories, and a share of those without a correction. RL: every prefix before a
+    corrected step, with the step chosen and the steps rejected there; a share of the hard and of the easy
+    tasks, from the question on.
     """
     sft, rl = [], []
     for r in records:
@@ -152,13 +170,14 @@ def split(records, args):
 
 
 def key_steps(record, task, pairs):
-    """One RL record per step that was corrected: its prefix, the step that stands in the solved run, all that were rejected."""
+    """One RL record per corrected step: its prefix, the step that stands in the solved run, all rejected."""
     steps = sorted({c["step"] for c in record["corrections"]})
     found = []
     for k in steps[-1:] if pairs == "last" else steps:
         at = [c for c in record["corrections"] if c["step"] == k]
-        found.append({**task, "messages": record["messages"][:1 + 2 * k], "chosen": at[-1]["chosen"], "rejected": at[0]["rejected"],
-                      "also_rejected": [c["rejected"] for c in at[1:]], "kind": "key_step"})
+        found.append({**task, "messages": record["messages"][:1 + 2 * k], "chosen": at[-1]["chosen"],
+                      "rejected": at[0]["rejected"], "also_rejected": [c["rejected"] for c in at[1:]],
+                      "kind": "key_step"})
     return found
 
 
@@ -172,7 +191,7 @@ def write_jsonl(path, records):
 # ---- main ----
 
 def play(tasks, engine, teacher, search, args, done):
-    """Rounds of student and teacher over one chunk of tasks; done(mentored) is called as each task is settled."""
+    """Rounds of student and teacher over a chunk of tasks; done(mentored) is called as each is settled."""
     episodes = make_episodes(tasks, max_steps=args.max_steps, max_tokens=args.max_tokens, search=search)
     live = [Mentored(task, episode) for task, episode in zip(tasks, episodes)]
     with ThreadPoolExecutor(args.concurrency) as pool:
@@ -191,13 +210,15 @@ def main(args):
     teacher, search = Teacher.from_args(args, judge_temperature=0.9), search_from_args(args)
     os.makedirs(args.out, exist_ok=True)
     merged, shard = os.path.join(args.out, "mps.jsonl"), os.path.join(args.out, f"mps.rank{rank}.jsonl")
-    finished = {r["id"] for path in [merged, *glob.glob(os.path.join(args.out, "mps.rank*.jsonl"))] for r in resume_jsonl(path)}
+    finished = {r["id"] for path in [merged, *glob.glob(os.path.join(args.out, "mps.rank*.jsonl"))]
+                for r in resume_jsonl(path)}
     todo = [t for t in tasks if t["id"] not in finished][rank::world]
-    wait_for_ranks(world)                                                              # nobody writes before all have read
+    wait_for_ranks(world)  # nobody writes before all have read
     if todo:
         engine = load_engine(args.engine, args.student, url=args.student_url)
         counts = dict(solved=0, corrected=0, hard=0, failed=0)
-        with open(shard, "a", encoding="utf-8") as out, tqdm(total=len(todo), desc="mps", unit="task", disable=rank > 0) as bar:
+        with (open(shard, "a", encoding="utf-8") as out,
+              tqdm(total=len(todo), desc="mps", unit="task", disable=rank > 0) as bar):
             def done(m):
                 append_jsonl(out, m.record())
                 counts[m.outcome] += 1
@@ -232,7 +253,8 @@ def report(records, sft, rl, teacher):
     print(f"{len(records)} tasks: " + ", ".join(f"{n} {o}" for o, n in outcomes.items()))
     print(f"{len(sft)} trajectories for SFT, {len(rl)} starts for RL; per task "
           f"{sum(r['interventions'] for r in records) / max(1, len(records)):.2f} corrections, "
-          f"{sum(r['usage'].get('teacher_completion_tokens', 0) for r in records) / max(1, len(records)):.0f} teacher tokens")
+          f"{sum(r['usage'].get('teacher_completion_tokens', 0) for r in records) / max(1, len(records)):.0f}"
+          f" teacher tokens")
     print(teacher.summary())
 
 

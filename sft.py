@@ -1,15 +1,18 @@
-"""Stages 1 and 3: supervised fine-tuning on trajectories, with loss on what the policy writes and on nothing else.
+"""Stages 1 and 3: supervised fine-tuning on trajectories, with loss on what the policy writes alone.
 
   trajectories (JSON lines with `messages`) + a Hugging Face checkpoint  ->  a Hugging Face checkpoint
 
-L = - E sum_t log pi(thought_t, code_t | h_t)   (paper, equation 1): thoughts, code and end-of-turn tokens carry loss;
-the question and the observations are context. The mean is over all such tokens of the global batch, on all ranks.
+L = - E sum_t log pi(thought_t, code_t | h_t)   (paper, equation 1): thoughts, code and end-of-turn tokens
+carry loss; the question and the observations are context. The mean is over all such tokens of the global
+batch, on all ranks.
 
 Differences from the paper: learning rate, schedule and warm-up are those of the authors' release.
 
-  laptop:  python sft.py --model ckpt/init --data bc.jsonl --out ckpt/bc --dtype fp32 --lr 3e-3 --batch 16 --steps 400
+  laptop:  python sft.py --model ckpt/init --data bc.jsonl --out ckpt/bc --dtype fp32 \\
+             --lr 3e-3 --batch 16 --steps 400
   1 GPU:   python sft.py --model Qwen/Qwen2.5-1.5B-Instruct --data bc.jsonl --out ckpt/bc --micro-batch 8
-  8 GPUs:  torchrun --nproc_per_node 8 sft.py --model Qwen/Qwen2.5-7B-Instruct --data bc.jsonl --out ckpt/bc --zero 3
+  8 GPUs:  torchrun --nproc_per_node 8 sft.py --model Qwen/Qwen2.5-7B-Instruct --data bc.jsonl \\
+             --out ckpt/bc --zero 3
 
 A killed run goes on from its last saved state when the same command is given again.
 """
@@ -23,7 +26,7 @@ import zlib
 
 import torch
 
-from env import Chat
+from env import Chat, load_model
 from judge import Help, InputError, append_jsonl, cli, read_jsonl, resume_jsonl, save_args
 
 
@@ -32,15 +35,18 @@ def parse_args(argv=None):
     g = p.add_argument_group("files")
     g.add_argument("--model", required=True, help="Hugging Face folder or hub name to start from")
     g.add_argument("--data", required=True, nargs="+", help="JSON lines with `messages`")
-    g.add_argument("--out", required=True, help="folder for the trained checkpoint, metrics.jsonl and the state to resume from")
+    g.add_argument("--out", required=True,
+                   help="folder for the trained checkpoint, metrics.jsonl and the state to resume from")
     g = p.add_argument_group("optimisation")
     g.add_argument("--epochs", type=float, default=3, help="passes over the data")
     g.add_argument("--steps", type=int, help="optimizer steps, in place of --epochs")
     g.add_argument("--batch", type=int, default=128, help="trajectories per optimizer step, over all ranks")
     g.add_argument("--lr", type=float, default=7e-6, help="peak learning rate")
-    g.add_argument("--warmup", type=float, default=0.1, help="share of the steps with a rising learning rate; cosine to 0 after")
+    g.add_argument("--warmup", type=float, default=0.1,
+                   help="share of the steps with a rising learning rate; cosine to 0 after")
     add_training_flags(g)
-    g.add_argument("--max-tokens", type=int, default=4096, help="longest trajectory; longer ones are dropped and counted")
+    g.add_argument("--max-tokens", type=int, default=4096,
+                   help="longest trajectory; longer ones are dropped and counted")
     g.add_argument("--save-every", type=int, default=200, help="steps between saved states")
     return p.parse_args(argv)
 
@@ -49,8 +55,10 @@ def add_training_flags(g):
     """The flags that sft.py and grpo_short.py share."""
     g.add_argument("--weight-decay", type=float, default=0.1, help="AdamW's weight decay")
     g.add_argument("--clip-grad", type=float, default=1.0, help="largest norm of the gradient")
-    g.add_argument("--micro-batch", type=int, default=8, help="sequences per forward pass and rank; changes memory, not results")
-    g.add_argument("--dtype", choices=["bf16", "fp32"], default="bf16" if torch.cuda.is_available() else "fp32",
+    g.add_argument("--micro-batch", type=int, default=8,
+                   help="sequences per forward pass and rank; changes memory, not results")
+    g.add_argument("--dtype", choices=["bf16", "fp32"],
+                   default="bf16" if torch.cuda.is_available() else "fp32",
                    help="of the forward pass; weights and optimizer are fp32")
     g.add_argument("--zero", type=int, choices=[0, 1, 2, 3], default=0,
                    help="DeepSpeed stage: shard nothing, optimizer, gradients, weights")
@@ -62,9 +70,10 @@ def add_training_flags(g):
 # ---- examples ----
 
 def encode(tokenizer, messages, max_tokens):
-    """-> input_ids, loss_mask (lists of length T): 1 on thoughts, code and end-of-turn, 0 on question and observations.
+    """-> input_ids, loss_mask (length T): 1 on thoughts, code, end-of-turn; 0 on question, observations.
 
-    Raises ValueError for more than max_tokens tokens, or a chat template that does not keep the messages as they are.
+    Raises ValueError for more than max_tokens tokens, or a chat template that does not keep the messages
+    as they are.
     """
     ids, mask = (tokenizer if isinstance(tokenizer, Chat) else Chat(tokenizer)).encode(messages)
     if len(ids) > max_tokens:
@@ -73,49 +82,59 @@ def encode(tokenizer, messages, max_tokens):
 
 
 def load_examples(paths, tokenizer, max_tokens, log=print):
-    """-> [(input_ids, loss_mask)]; over-long trajectories are dropped and counted, anything else wrong raises InputError."""
+    """-> [(input_ids, loss_mask)]; over-long trajectories are dropped, any other fault raises InputError."""
     chat, examples, dropped = Chat(tokenizer), [], 0
     for path in paths:
         for line, record in read_jsonl(path):
-            roles = [m.get("role") for m in record.get("messages") or [] if isinstance(m, dict) and isinstance(m.get("content"), str)]
+            roles = [m.get("role") for m in record.get("messages") or []
+                     if isinstance(m, dict) and isinstance(m.get("content"), str)]
             if roles[:2] != ["user", "assistant"] or any(a == b for a, b in zip(roles, roles[1:])):
-                raise InputError(f"{path}, line {line}: field `messages` must be turns of user and assistant in alternation")
+                raise InputError(f"{path}, line {line}: field `messages` must be turns of user and assistant "
+                                 "in alternation")
             ids, mask = chat.encode(record["messages"])
             if len(ids) > max_tokens:
                 dropped += 1
             else:
                 examples.append((ids, mask))
-    examples.sort(key=lambda e: zlib.crc32(bytes(str(e[0]), "ascii")))                # the order of the lines does not matter
+    examples.sort(key=lambda e: zlib.crc32(bytes(str(e[0]), "ascii")))   # whatever the order of the lines
     if not examples:
-        raise InputError(f"{', '.join(paths)}: no trajectory to train on ({dropped} longer than {max_tokens} tokens)")
-    log(f"{len(examples)} trajectories, {sum(sum(m) for _, m in examples):,} trained tokens; {dropped} too long, dropped")
+        raise InputError(f"{', '.join(paths)}: no trajectory to train on "
+                         f"({dropped} longer than {max_tokens} tokens)")
+    log(f"{len(examples)} trajectories, {sum(sum(m) for _, m in examples):,} trained tokens; "
+        f"{dropped} too long, dropped")
     return examples
 
 
 def collate(examples, size):
     """`size` rows, right-padded -> input_ids, attention_mask, loss_mask (B, T); missing rows carry no loss.
 
-    [1 2 3], [4 5] -> [[1 2 3] [4 5 0]], [[1 1 1] [1 1 0]]; attention is about what exists, loss about what was written.
+    [1 2 3], [4 5] -> [[1 2 3] [4 5 0]], [[1 1 1] [1 1 0]]; attention is about what exists, loss about what
+    was written.
     """
     rows = list(examples) + [([0], [0])] * (size - len(examples))
     width = max(len(ids) for ids, _ in rows)
     pad = lambda x: x + [0] * (width - len(x))
-    return (torch.tensor([pad(ids) for ids, _ in rows]), torch.tensor([pad([1] * len(ids)) for ids, _ in rows]),
+    return (torch.tensor([pad(ids) for ids, _ in rows]),
+            torch.tensor([pad([1] * len(ids)) for ids, _ in rows]),
             torch.tensor([pad(mask) for _, mask in rows]))
 
 
 class LogProbs(torch.nn.Module):
-    """The model as this project uses it: tokens in, log-probs of the marked tokens out (and logits nowhere else)."""
+    """The model as this project uses it: tokens in, log-probs of the marked tokens out, logits nowhere."""
 
     def __init__(self, model):
         super().__init__()
         self.model = model
 
     def forward(self, input_ids, attention_mask, loss_mask, temperature=1.0):
-        """(B, T) three times -> logps (N,), one per token with loss_mask 1, row by row. Position t predicts token t + 1."""
-        hidden = self.model.base_model(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state      # (B, T, D)
-        marked = loss_mask[:, 1:].bool()
-        logits = self.model.get_output_embeddings()(hidden[:, :-1][marked]).float() / temperature                # (N, V)
+        """(B, T) three times -> logps (N,), one per token with loss_mask 1, row by row.
+
+        Position t predicts token t + 1.
+        """
+        hidden = self.model.base_model(input_ids=input_ids,
+                                       attention_mask=attention_mask).last_hidden_state            # (B, T, D)
+        marked = loss_mask[:, 1:].bool()                                                           # (B, T-1)
+        logits = self.model.get_output_embeddings()(hidden[:, :-1][marked]).float() / temperature  # (N, V)
         return torch.log_softmax(logits, -1).gather(1, input_ids[:, 1:][marked][:, None])[:, 0]
 
 
@@ -131,17 +150,19 @@ def learning_rate(step, steps, peak, warmup):
 
 def start_distributed():
     """Join the processes that torchrun started (one alone is a world of one) -> rank, world size, device."""
-    for name, value in dict(RANK="0", WORLD_SIZE="1", LOCAL_RANK="0", MASTER_ADDR="127.0.0.1", MASTER_PORT="0").items():
+    for name, value in dict(RANK="0", WORLD_SIZE="1", LOCAL_RANK="0",
+                            MASTER_ADDR="127.0.0.1", MASTER_PORT="0").items():
         os.environ.setdefault(name, value)
     cuda = torch.cuda.is_available()
     if not cuda:
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
-        torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // int(os.environ.get("LOCAL_WORLD_SIZE", 1))))
+        torch.set_num_threads(
+            max(1, len(os.sched_getaffinity(0)) // int(os.environ.get("LOCAL_WORLD_SIZE", 1))))
     import logging
 
     import deepspeed
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
-    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False                      # gloo will do: it needs no C++ compiler
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False  # gloo will do: it needs no C++ compiler
     device = torch.device("cuda", int(os.environ["LOCAL_RANK"])) if cuda else torch.device("cpu")
     if cuda:
         torch.cuda.set_device(device)
@@ -150,46 +171,43 @@ def start_distributed():
 
 
 def load_policy(path, args):
-    """-> LogProbs around the checkpoint with fp32 weights, tokenizer. Raises InputError with what is wrong."""
-    import transformers
-    transformers.utils.logging.disable_progress_bar()
-    try:
-        tokenizer = transformers.AutoTokenizer.from_pretrained(path)
-        Chat(tokenizer)
-        model = transformers.AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32)
-    except (OSError, ValueError) as e:
-        raise InputError(f"cannot use the model {path!r}: {' '.join(str(e).split())[:300]}") from None
+    """-> LogProbs around the checkpoint (fp32 weights), tokenizer. Raises InputError with what is wrong."""
+    model, tokenizer = load_model(path, torch.float32)
     if args.checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
     return LogProbs(model), tokenizer
 
 
 def deepspeed_engine(policy, args):
-    """DeepSpeed around the policy: AdamW, mixed precision, ZeRO. Learning rate and loss scale stay in our hands."""
+    """DeepSpeed around the policy: AdamW, mixed precision, ZeRO. Learning rate and loss scale stay ours."""
     import deepspeed
     decay = [p for p in policy.parameters() if p.ndim > 1]
-    rest = [p for p in policy.parameters() if p.ndim <= 1]                             # norms and biases do not decay
-    optimizer = torch.optim.AdamW([dict(params=decay, weight_decay=args.weight_decay), dict(params=rest, weight_decay=0.0)],
+    rest = [p for p in policy.parameters() if p.ndim <= 1]                     # norms and biases do not decay
+    optimizer = torch.optim.AdamW([dict(params=decay, weight_decay=args.weight_decay),
+                                   dict(params=rest, weight_decay=0.0)],
                                   lr=args.lr, betas=(0.9, 0.999), fused=True)
     return deepspeed.initialize(model=policy, optimizer=optimizer, config={
-        "train_micro_batch_size_per_gpu": 1, "gradient_accumulation_steps": 1, "gradient_clipping": args.clip_grad,
-        "zero_optimization": {"stage": args.zero}, "zero_allow_untested_optimizer": True, "wall_clock_breakdown": False,
+        "train_micro_batch_size_per_gpu": 1, "gradient_accumulation_steps": 1,
+        "gradient_clipping": args.clip_grad, "zero_optimization": {"stage": args.zero},
+        "zero_allow_untested_optimizer": True, "wall_clock_breakdown": False,
         "bf16": {"enabled": args.dtype == "bf16"}, "steps_per_print": 1 << 60})[0]
 
 
 def optimizer_step(engine, micro_batches, loss_of, lr):
     """One update from the summed gradient of all micro-batches on all ranks -> gradient norm before clipping.
 
-    loss_of(*micro_batch) is this rank's part of the loss, already divided by the *global* denominator; DeepSpeed averages
-    gradients over ranks, hence the factor. Every rank must bring the same number of micro-batches.
+    loss_of(*micro_batch) is this rank's part of the loss, already divided by the *global* denominator;
+    DeepSpeed averages gradients over ranks, hence the factor. Every rank must bring the same number of
+    micro-batches.
     """
     for group in engine.optimizer.param_groups:
         group["lr"] = lr
     for i, batch in enumerate(micro_batches):
         engine.set_gradient_accumulation_boundary(i == len(micro_batches) - 1)
         engine.backward(loss_of(*batch) * torch.distributed.get_world_size())
-        if i + 1 == len(micro_batches) and engine.get_data_types()[0] == torch.float32 and not engine.zero_optimization():
-            norm = torch.nn.utils.clip_grad_norm_(engine.parameters(), engine.gradient_clipping())   # DeepSpeed keeps it for itself here
+        if (i + 1 == len(micro_batches) and engine.get_data_types()[0] == torch.float32
+                and not engine.zero_optimization()):               # DeepSpeed keeps the norm for itself here
+            norm = torch.nn.utils.clip_grad_norm_(engine.parameters(), engine.gradient_clipping())
         engine.step()
     return float(norm if engine.get_global_grad_norm() is None else engine.get_global_grad_norm())
 
@@ -204,9 +222,10 @@ def sum_over_ranks(*numbers):
 
 
 def save_state(engine, out, step, **extra):
-    """Write all that resuming needs to OUT/state/step-N; the previous state goes only when this one is whole."""
+    """Write all that resuming needs to OUT/state/step-N; the last one goes only when this is whole."""
     folder = os.path.join(out, "state")
-    engine.save_checkpoint(folder, tag=f"step-{step}", client_state=dict(step=step, **extra), save_latest=True)
+    engine.save_checkpoint(folder, tag=f"step-{step}", client_state=dict(step=step, **extra),
+                           save_latest=True)
     torch.distributed.barrier()
     if torch.distributed.get_rank() == 0:
         for name in os.listdir(folder):
@@ -222,7 +241,7 @@ def load_state(engine, out):
 
 
 def full_weights(engine):
-    """Yield (name, tensor) of the Hugging Face model, gathered one by one under ZeRO-3, tied ones under both names."""
+    """Yield (name, tensor) of the model, gathered one by one under ZeRO-3, tied ones under both names."""
     import deepspeed
     model = engine.module.model
     named = dict(model.named_parameters())
@@ -261,7 +280,8 @@ def main(args):
     steps = args.steps or math.ceil(args.epochs * len(examples) / args.batch)
     if args.batch % world:
         raise InputError(f"--batch {args.batch} is not a multiple of the {world} ranks")
-    log(f"{steps} steps of {args.batch} trajectories = {args.batch // world} a rank = {steps * args.batch / len(examples):.2f} epochs")
+    log(f"{steps} steps of {args.batch} trajectories = {args.batch // world} a rank = "
+        f"{steps * args.batch / len(examples):.2f} epochs")
     if rank == 0:
         save_args(args, os.path.join(args.out, "args.json"))
     engine = deepspeed_engine(policy, args)
@@ -274,7 +294,7 @@ def main(args):
         for i in range(first, first + args.batch):
             epoch, at = divmod(i, len(examples))
             batch.append(examples[permutation(len(examples), args.seed, epoch)[at]])
-        return sorted(batch, key=lambda e: len(e[0]))                                  # neighbours have similar lengths
+        return sorted(batch, key=lambda e: len(e[0]))  # neighbours have similar lengths
 
     def loss_of(input_ids, attention_mask, loss_mask):
         nonlocal total
@@ -286,11 +306,13 @@ def main(args):
         start, batch = time.time(), batch_at(step)
         tokens, total = max(1, sum(sum(mask[1:]) for _, mask in batch)), torch.zeros((), device=device)
         wave = world * args.micro_batch
-        micro = [collate(batch[i:i + wave][rank::world], args.micro_batch) for i in range(0, len(batch), wave)]
+        micro = [collate(batch[i:i + wave][rank::world], args.micro_batch)
+                 for i in range(0, len(batch), wave)]
         lr = learning_rate(step, steps, args.lr, args.warmup)
         norm = optimizer_step(engine, [[x.to(device) for x in m] for m in micro], loss_of, lr)
         loss, = sum_over_ranks(float(total))
-        row = dict(step=step + 1, loss=loss / tokens, lr=lr, grad_norm=norm, tokens=tokens, tokens_per_s=tokens / (time.time() - start))
+        row = dict(step=step + 1, loss=loss / tokens, lr=lr, grad_norm=norm, tokens=tokens,
+                   tokens_per_s=tokens / (time.time() - start))
         if rank == 0:
             append_jsonl(metrics, row)
             if (step + 1) % max(1, steps // 20) == 0 or step + 1 == steps:

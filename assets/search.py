@@ -1,10 +1,13 @@
 """Web search for env.py: backends behind one function, `make_search`, and a cache that processes share."""
+import argparse
 import json
 import os
 import sqlite3
 import sys
 import time
 from contextlib import closing, suppress
+
+from assets.sandbox import set_sandbox
 
 
 class SearchFailed(RuntimeError):
@@ -94,3 +97,23 @@ def local_search(path, results=10, snippet=500):
         best = [corpus[i] for i, score in zip(found[0], scores[0]) if score > 0]
         return pages([(title, text[:snippet]) for title, text in best])
     return search
+
+
+def add_env_flags(parser):
+    g = parser.add_argument_group("environment")
+    g.add_argument("--search", help="web search: http:URL (Serper's JSON API, key in SEARCH_API_KEY) or "
+                                    "local:FILE.jsonl (BM25)")
+    g.add_argument("--search-cache", help="SQLite file that keeps the results, shared by processes and runs")
+    g.add_argument("--sandbox", choices=["auto", "strict", "off"], default="auto",
+                   help="auto names missing layers of isolation, strict refuses to run without them, "
+                        "off runs code unsealed")
+    g.add_argument("--preload", action=argparse.BooleanOptionalAction, default=True,
+                   help="have numpy and sympy loaded in every interpreter; without, one starts in half the time")
+
+
+def search_from_args(args):
+    set_sandbox(args.sandbox, args.preload)
+    try:
+        return make_search(args.search, args.search_cache)
+    except (ValueError, OSError) as error:
+        raise SearchFailed(f"--search {args.search} cannot be used: {error}") from None

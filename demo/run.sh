@@ -22,15 +22,19 @@ while [ $# -gt 0 ]; do
     shift
 done
 case "$seed" in ''|*[!0-9]*) echo "demo/run.sh: --seed needs a number, not '$seed'" >&2; exit 2 ;; esac
-if [ -z "$out" ]; then out=runs/${quick:+quick}${quick:-demo}; out=${out/quick1/quick}; [ "$seed" = 0 ] || out+=-seed$seed; fi
+if [ -z "$out" ]; then
+    out=runs/demo
+    [ -z "$quick" ] || out=runs/quick
+    [ "$seed" = 0 ] || out+=-seed$seed
+fi
 [ -z "$fresh" ] || rm -rf "$out"
 
 # ---- sizes: what the twelve minutes are spent on ----
-bc=600 mps=1600 dev=200 eval=500                                       # tasks
-pretrain=(--steps 900 --batch 32 --micro-batch 16 --lr 3e-3)
-clone=(--steps 450 --batch 16 --micro-batch 8 --lr 3e-3)
-correct=(--steps 300 --batch 16 --micro-batch 8 --lr 1e-3)
-reinforce=(--steps 60 --prompts 32 --group 8 --mini-batch 16 --micro-batch 32 --lr 2e-4)
+bc=600 mps=1600 dev=200 eval=400                                       # tasks
+pretrain=(--steps 900 --batch 32 --micro-batch 16 --lr 3e-3 --weight-decay 0)
+clone=(--steps 450 --batch 16 --micro-batch 8 --lr 3e-3 --weight-decay 0)
+correct=(--steps 300 --batch 16 --micro-batch 8 --lr 1e-3 --weight-decay 0)
+reinforce=(--steps 45 --prompts 24 --group 8 --mini-batch 12 --micro-batch 32 --lr 2e-4 --weight-decay 0)
 if [ -n "$quick" ]; then
     bc=40 mps=24 dev=16 eval=12
     pretrain=(--steps 30 --batch 32 --micro-batch 16 --lr 3e-3)
@@ -52,12 +56,12 @@ echo "$seed $quick" > "$out/settings"
 coproc TEACHER { exec "$python" demo/teacher.py --port 0; }
 trap 'kill $TEACHER_PID 2>/dev/null || true' EXIT
 read -r url <&"${TEACHER[0]}" || { echo "the demo's teacher did not start" >&2; exit 1; }
-world=(--search "http:$url/search" --no-preload)                        # the toy tasks need neither numpy nor sympy
+world=(--search "http:$url/search" --no-preload)           # the toy tasks need neither numpy nor sympy
 teacher=(--teacher-url "$url" "${world[@]}")
 
 # ---- the pipeline, each stage the command that a real run uses ----
 began=$SECONDS
-stage() {                                                              # stage NAME TITLE COMMAND…: skipped if it was done before
+stage() {                                                  # stage NAME TITLE COMMAND…: skipped if it was done before
     local name=$1 title=$2 start=$SECONDS; shift 2
     if [ -e "$out/done/$name" ]; then echo "== $title: done before"; return; fi
     echo "== $title"
@@ -74,24 +78,28 @@ stage init "student: random weights" \
     "$python" demo/student.py --out "$out/ckpt/init" --seed "$seed"
 stage base "student: stand-in for pretraining" \
     "$python" "${ranks[@]}" sft.py --model "$out/ckpt/init" --data "$out/tasks/pretrain.jsonl" --out "$out/ckpt/base" \
-    "${pretrain[@]}" --weight-decay 0 --seed "$seed"
+    "${pretrain[@]}" --seed "$seed"
 stage demonstrate "1 BC: the teacher demonstrates" \
     "$python" bc.py --tasks "$out/tasks/bc.jsonl" --out "$out/bc.jsonl" "${teacher[@]}"
 stage bc "1 BC: the student clones" \
-    "$python" "${ranks[@]}" sft.py --model "$out/ckpt/base" --data "$out/bc.jsonl" --out "$out/ckpt/bc" "${clone[@]}" --weight-decay 0 --seed "$seed"
+    "$python" "${ranks[@]}" sft.py --model "$out/ckpt/base" --data "$out/bc.jsonl" --out "$out/ckpt/bc" \
+    "${clone[@]}" --seed "$seed"
 stage mps "2 MPS: the student acts, the teacher corrects its first wrong step" \
-    "$python" "${ranks[@]}" mps.py --tasks "$out/tasks/mps.jsonl" --student "$out/ckpt/bc" --out "$out/mps" "${teacher[@]}" "${steps[@]}"
+    "$python" "${ranks[@]}" mps.py --tasks "$out/tasks/mps.jsonl" --student "$out/ckpt/bc" --out "$out/mps" \
+    --rl-easy 0.5 "${teacher[@]}" "${steps[@]}"
 stage sft "3 SFT on corrected trajectories" \
-    "$python" "${ranks[@]}" sft.py --model "$out/ckpt/bc" --data "$out/mps/sft.jsonl" --out "$out/ckpt/sft" "${correct[@]}" --weight-decay 0 --seed "$seed"
+    "$python" "${ranks[@]}" sft.py --model "$out/ckpt/bc" --data "$out/mps/sft.jsonl" --out "$out/ckpt/sft" \
+    "${correct[@]}" --seed "$seed"
 stage rl "4 short-horizon GRPO" \
-    "$python" "${ranks[@]}" grpo_short.py --model "$out/ckpt/sft" --data "$out/mps/rl.jsonl" --out "$out/ckpt/rl" "${teacher[@]}" \
-    "${steps[@]}" "${reinforce[@]}" --weight-decay 0 --seed "$seed"
+    "$python" "${ranks[@]}" grpo_short.py --model "$out/ckpt/sft" --data "$out/mps/rl.jsonl" --out "$out/ckpt/rl" \
+    "${teacher[@]}" "${steps[@]}" "${reinforce[@]}" --seed "$seed"
 for model in bc sft rl; do
     for decoding in greedy sampled; do
         flags=(); [ $decoding = sampled ] || flags=(--greedy)
         stage "eval-$model-$decoding" "evaluation: $model, $decoding" \
-            "$python" "${ranks[@]}" eval.py run --model "$out/ckpt/$model" --tasks "$out/tasks/eval.jsonl" --name "$model-$decoding" \
-            --out "$out/eval/$model-$decoding" "${world[@]}" "${steps[@]}" "${flags[@]}" --sampling-seed "$seed" --metric rule
+            "$python" "${ranks[@]}" eval.py run --model "$out/ckpt/$model" --tasks "$out/tasks/eval.jsonl" \
+            --out "$out/eval/$model-$decoding" --name "$model-$decoding" --metric rule --sampling-seed "$seed" \
+            "${world[@]}" "${steps[@]}" "${flags[@]}"
     done
 done
 echo "== the table"

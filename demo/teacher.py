@@ -1,14 +1,14 @@
 """The demo's teacher: rules that know the toy world, behind the HTTP interface of a large language model.
 
-  python demo/teacher.py --port 8008                      # /v1/chat/completions, /v1/models and a search engine at /search
+  python demo/teacher.py --port 8008         # /v1/chat/completions, /v1/models and a search engine at /search
 
-It reads the very prompts that judge.py sends to a 72B model (the first line of the system message names the request) and
-answers in the same form. It judges what a step *does* (values assigned, queries made), not its words, so another order of
-steps or a harmless detour passes.
+It reads the very prompts that judge.py sends to a 72B model (the first line of the system message names the
+request) and answers in the same form. It judges what a step *does* (values assigned, queries made), not its
+words, so another order of steps or a harmless detour passes.
 
-The ability gap is built in: when it *demonstrates* (not when it corrects), with probability `--leap` where possible, it skips
-a step by doing it in its head: it states an amount it never computed, or a fact it never searched. That is right, and out of
-the student's reach: the paper's premise. `--leap 0` is the control.
+The ability gap is built in: when it *demonstrates* (not when it corrects), with probability `--leap` where
+possible, it skips a step by doing it in its head: it states an amount it never computed, or a fact it never
+searched. That is right, and out of the student's reach: the paper's premise. `--leap 0` is the control.
 """
 import argparse
 import ast
@@ -25,7 +25,8 @@ import judge
 import world
 
 PLANS = {"math": "I will compute the amount step by step.", "search": "I will look up the links one by one."}
-HEADING = re.compile(r"(?m)^# (Question|Reference answer|Trajectory|Rejected step|Analysis|Suggestion|Prediction|Step A|Step B)$")
+HEADING = re.compile(r"(?m)^# (Question|Reference answer|Trajectory|Rejected step|Analysis|Suggestion"
+                     r"|Prediction|Step A|Step B)$")
 
 
 def read_prompt(text):
@@ -57,7 +58,7 @@ def value_of(node, variables):
 
 
 def effects(content, variables):
-    """What a step does -> (assigned {name: value}, queries, answer or None); None if its code cannot be followed."""
+    """What a step does -> (assigned {name: value}, queries, answer or None); None for unusual code."""
     code = re.search(r"<code>(.*?)</code>", content, re.DOTALL)
     if not code:
         return None
@@ -69,7 +70,8 @@ def effects(content, variables):
                     assigned[name] = variables[name] = value_of(expression, variables)
                 case ast.Expr(ast.Call(ast.Name("final_answer_print"), [x])):
                     answer = str(value_of(x, variables))
-                case ast.Expr(ast.Call(ast.Name("print"), [ast.Call(ast.Name("web_search"), [ast.Constant(query)])])):
+                case ast.Expr(ast.Call(ast.Name("print"),
+                                       [ast.Call(ast.Name("web_search"), [ast.Constant(query)])])):
                     queries.append(query)
                 case ast.Expr(ast.Call(ast.Name("print"), [x])):
                     value_of(x, variables)
@@ -87,8 +89,8 @@ class Task:
         self.kind = "math" if "How many" in question else "search"
         self.variables = {}
         if self.kind == "math":
-            self.name, self.first, self.left = world.parse_math(question)  # left: (sign, number) not applied yet
-            self.value, self.last = None, None                             # the amount so far and the variable that holds it
+            self.name, self.first, self.left = world.parse_math(question)  # left: (sign, number) to apply
+            self.value, self.last = None, None                             # amount so far, its variable
             self.answer = str(self.outcome(self.first))
         else:
             self.hops = world.parse_search(question)
@@ -111,7 +113,8 @@ class Task:
         if answer is not None:
             return "right" if answer == self.answer else "wrong"
         if self.kind == "math":
-            results = ["wrong" if queries else self.assign(name, value, content) for name, value in assigned.items()]
+            results = ["wrong" if queries else self.assign(name, value, content)
+                       for name, value in assigned.items()]
             return "wrong" if "wrong" in results or queries else "right" if "right" in results else "idle"
         asked = {f"{relation} of {entity}": i for i, (relation, entity, _) in enumerate(self.hops)}
         if not set(queries) <= asked.keys():
@@ -121,7 +124,10 @@ class Task:
         return "right" if len(self.known) > before else "idle"
 
     def assign(self, name, value, content):
-        """An amount is right if what is left to do leads from it to the answer: in any order, one step or several at once."""
+        """An amount is right if what is left to do leads from it to the answer.
+
+        In any order, one step or several at once.
+        """
         if self.value is None:
             self.value, before = self.first, None
         else:
@@ -130,13 +136,14 @@ class Task:
             return "idle"
         left = self.left
         if value != self.first or before is not None:
-            one = [(sign, n) for sign, n in left if before is not None and world.apply(before, sign, n) == value]
-            for sign, n in one:                                            # one of the operations, perhaps out of turn
+            one = [(sign, n) for sign, n in left
+                   if before is not None and world.apply(before, sign, n) == value]
+            for sign, n in one:                                # one of the operations, perhaps out of turn
                 self.left = [x for x in left if x != (sign, n)]
                 if str(self.outcome(value)) == self.answer:
                     break
             else:
-                for done in range(len(left), 0, -1):                       # several at once: the next ones, in the head
+                for done in range(len(left), 0, -1):           # several at once: the next ones, in the head
                     self.left = left[:done]
                     if self.outcome(self.value) == value:
                         self.left = left[done:]
@@ -151,7 +158,8 @@ class Task:
         """The step to take now; with `leap` one that skips a step, if two or more are left."""
         if self.kind == "math":
             if self.value is None:
-                return world.write(f"{self.name} has {self.first}.", f"{self.name}={self.first}\nprint({self.name})")
+                return world.write(f"{self.name} has {self.first}.",
+                                   f"{self.name}={self.first}\nprint({self.name})")
             name = self.last
             if not self.left:
                 return world.write(f"{name} is the answer.", f"final_answer_print({name})")
@@ -212,7 +220,8 @@ def reply(system, user, args, rng):
         task.take(content, first=k == 0)
     if not steps and kind == judge.CORRECT_SYSTEM.split("\n")[0]:
         return f"<first_thought>{PLANS[task.kind]}</first_thought>"
-    leaps = kind == judge.STEP_SYSTEM.split("\n")[0] and world.pick(1000, "leap", question, len(steps)) < 1000 * args.leap
+    leaps = (kind == judge.STEP_SYSTEM.split("\n")[0]
+             and world.pick(1000, "leap", question, len(steps)) < 1000 * args.leap)
     return task.next(leaps)
 
 
@@ -226,13 +235,16 @@ class Handler(BaseHTTPRequestHandler):
         request = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         if self.path == "/search":
             found = world.search(request["q"])
-            return self.answer({"organic": [{"title": request["q"].split(" of ")[-1], "snippet": found}] if found else []})
+            return self.answer({"organic": [{"title": request["q"].split(" of ")[-1], "snippet": found}]
+                                if found else []})
         messages = request["messages"]
         text = reply(messages[0]["content"], messages[1]["content"], self.server.args, random)
         words = sum(len(m["content"].split()) for m in messages), len(text.split())
         self.answer({"object": "chat.completion", "model": "toy-teacher",
-                     "choices": [{"index": 0, "finish_reason": "stop", "message": {"role": "assistant", "content": text}}],
-                     "usage": {"prompt_tokens": words[0], "completion_tokens": words[1], "total_tokens": sum(words)}})
+                     "choices": [{"index": 0, "finish_reason": "stop",
+                                  "message": {"role": "assistant", "content": text}}],
+                     "usage": {"prompt_tokens": words[0], "completion_tokens": words[1],
+                               "total_tokens": sum(words)}})
 
     def answer(self, payload):
         body = json.dumps(payload).encode()
@@ -252,9 +264,12 @@ class Server(ThreadingHTTPServer):
 
 def parse_args(argv=None):
     p = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    p.add_argument("--port", type=int, default=8008, help="port on 127.0.0.1; 0 picks a free one, which is printed")
-    p.add_argument("--leap", type=float, default=0.4, help="probability that a demonstrated step skips one, where it can")
-    p.add_argument("--noise", type=float, default=0.0, help="probability that a verdict names another step than the first wrong one")
+    p.add_argument("--port", type=int, default=8008,
+                   help="port on 127.0.0.1; 0 picks a free one, which is printed")
+    p.add_argument("--leap", type=float, default=0.5,
+                   help="probability that a demonstrated step skips one, where it can")
+    p.add_argument("--noise", type=float, default=0.0,
+                   help="probability that a verdict names another step than the first wrong one")
     return p.parse_args(argv)
 
 

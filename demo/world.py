@@ -1,13 +1,14 @@
 """The toy world: two kinds of task that need several steps of Python, generated from a seed, without limit.
 
-  python demo/world.py --out runs/demo/tasks --seed 0       # writes bc.jsonl mps.jsonl dev.jsonl eval.jsonl pretrain.jsonl
+  python demo/world.py --out runs/demo/tasks --seed 0       # writes {bc,mps,dev,eval,pretrain}.jsonl
 
 Mathematics: "Lea has 6 pears, plus 3, times 2. How many pears does Lea have?"  One assignment a step.
-Search:      "What is Helix Nor's seat's ally?"  One `web_search("base of Helix Nor")` a step; questions use paraphrases ("seat"
-             for "base"), so the student has to know the word that the knowledge base uses.
+Search:      "What is Helix Nor's seat's ally?"  One `web_search("base of Helix Nor")` a step; questions use
+             paraphrases ("seat" for "base"), so the student has to know the knowledge base's word.
 
-The knowledge base is a function: fact(relation, entity) hashes the pair to another entity. It has about 40,000 facts, far
-more than the student can memorise, and every fact needed is one search away. No question occurs in two splits.
+The knowledge base is a function: fact(relation, entity) hashes the pair to another entity. It has about
+40,000 facts, far more than the student can memorise, and every fact needed is one search away. No question
+occurs in two splits.
 """
 import argparse
 import hashlib
@@ -16,19 +17,20 @@ import os
 import random
 import re
 
-PEOPLE = ("Al Ann Ben Bo Cy Dan Dee Eli Eva Finn Gus Hal Ian Ida Ivy Jan Jo Kay Kim Lea Leo Lou Max May Mia Ned Nia "
-          "Noa Ola Pam Pia Ray Rob Roy Sam Sue Tim Tom Una Val").split()
+PEOPLE = ("Al Ann Ben Bo Cy Dan Dee Eli Eva Finn Gus Hal Ian Ida Ivy Jan Jo Kay Kim Lea Leo Lou Max May Mia "
+          "Ned Nia Noa Ola Pam Pia Ray Rob Roy Sam Sue Tim Tom Una Val").split()
 THINGS = "apples books coins cups eggs figs keys nuts pears pens".split()
 OPS = {"plus": "+", "minus": "-", "times": "*"}
-FIRST = ("Adra Belo Brix Cael Cora Dorn Ebro Elsin Fara Galen Helix Ivo Jura Kelda Lorn Mira Nadir Orla Pell Quill "
-         "Rhea Sable Tarn Ulric Vela Wren Xan Yara Zeno Aster Briar Cedar Delph Ember Fjord Gale Haven Iris Jade Kestrel "
-         "Lark Moss Nova Onyx Pike Reed Sorrel Thorn Umber Vesper").split()
-LAST = ("Abel Barr Crane Drew Ekko Ford Gant Holt Innes Joss Kerr Lund Marsh Nor Oake Pryce Quade Rook Stoke Thane "
-        "Upton Varro West Yates Zell Ames Birch Cole Dale Eames Frost Grey Hume Ives Jarl Knox Lyle Munn Nash Orme "
-        "Penn Rand Shaw Tate Urban Voss Wick York Zane Alder").split()
-RELATIONS = dict(base="seat", partner="ally", mayor="chief", owner="holder", founder="creator", rival="opponent",
-                 patron="sponsor", heir="successor", guide="mentor", harbor="port", emblem="symbol", agent="delegate",
-                 keeper="warden", author="writer", envoy="messenger", tutor="teacher")            # word of the KB: paraphrase
+FIRST = ("Adra Belo Brix Cael Cora Dorn Ebro Elsin Fara Galen Helix Ivo Jura Kelda Lorn Mira Nadir Orla Pell "
+         "Quill Rhea Sable Tarn Ulric Vela Wren Xan Yara Zeno Aster Briar Cedar Delph Ember Fjord Gale Haven "
+         "Iris Jade Kestrel Lark Moss Nova Onyx Pike Reed Sorrel Thorn Umber Vesper").split()
+LAST = ("Abel Barr Crane Drew Ekko Ford Gant Holt Innes Joss Kerr Lund Marsh Nor Oake Pryce Quade Rook Stoke "
+        "Thane Upton Varro West Yates Zell Ames Birch Cole Dale Eames Frost Grey Hume Ives Jarl Knox Lyle "
+        "Munn Nash Orme Penn Rand Shaw Tate Urban Voss Wick York Zane Alder").split()
+RELATIONS = dict(                                                              # word of the KB: paraphrase
+    base="seat", partner="ally", mayor="chief", owner="holder", founder="creator", rival="opponent",
+    patron="sponsor", heir="successor", guide="mentor", harbor="port", emblem="symbol", agent="delegate",
+    keeper="warden", author="writer", envoy="messenger", tutor="teacher")
 WORD = {paraphrase: relation for relation, paraphrase in RELATIONS.items()}
 
 
@@ -98,7 +100,7 @@ def parse_search(question):
 # ---- files ----
 
 def make_tasks(rng, split, count, seen, math=(2, 6), hops=(2, 5)):
-    """`count` tasks, half of each kind, horizons cycled evenly, none with a question in `seen` (which grows)."""
+    """`count` tasks, half of each kind, horizons cycled evenly, no question from `seen` (which grows)."""
     tasks = []
     while len(tasks) < count:
         kind, turn = ("math", "search")[len(tasks) % 2], len(tasks) // 2
@@ -107,19 +109,36 @@ def make_tasks(rng, split, count, seen, math=(2, 6), hops=(2, 5)):
         question, answer = (make_math if kind == "math" else make_search)(rng, horizon)
         if question not in seen:
             seen.add(question)
-            tasks.append(dict(id=f"{split}-{len(tasks):05d}", question=question, answer=answer, kind=kind, horizon=horizon))
+            tasks.append(dict(id=f"{split}-{len(tasks):05d}", question=question, answer=answer, kind=kind,
+                              horizon=horizon))
     return tasks
 
 
 def make_pretraining(rng, count):
-    """Single-turn exercises in reading a text and writing a line of code: the stand-in for a language model's pretraining.
+    """Single-turn exercises in reading a text and writing a line of code: the stand-in for pretraining.
 
-    They teach the words, the paraphrases, and to find in a list what comes after a given element; never a second step, a
-    plan, or a whole task.
+    They teach the words, the paraphrases, and to find in a list what comes after a given element; never a
+    second step, a plan, or a whole task.
     """
+    kinds = [listed_math, listed_search, searching, answering, program, program, links]
     for i in range(count):
-        ask, reply = (listed_math, listed_search, searching, answering)[i % 4](rng)
-        yield dict(id=f"pretrain-{i:05d}", messages=[dict(role="user", content=ask), dict(role="assistant", content=reply)])
+        ask, reply = kinds[i % len(kinds)](rng)
+        yield dict(id=f"pretrain-{i:05d}",
+                   messages=[dict(role="user", content=ask), dict(role="assistant", content=reply)])
+
+
+def program(rng):
+    name, first = rng.choice(PEOPLE), rng.randint(2, 9)
+    changes = rng.sample([(op, n) for op in OPS for n in range(2, 10)], rng.randint(1, 7))
+    told = ", ".join([f"{name} has {first} {rng.choice(THINGS)}", *(f"{op} {n}" for op, n in changes)])
+    lines = [f"{name}={first}", *(f"{name}={name}{OPS[op]}{n}" for op, n in changes)]
+    return f"{told}.", "<code>" + "\n".join(lines) + f"\nprint({name})</code>"
+
+
+def links(rng):
+    relations = rng.sample(list(RELATIONS), rng.randint(2, 7))
+    told = f"{rng.choice(FIRST)} {rng.choice(LAST)}'s " + "'s ".join(RELATIONS[r] for r in relations)
+    return f"{told}.", " ".join(f"Find the {r}." for r in relations)
 
 
 def listed_math(rng):
@@ -143,12 +162,14 @@ def listed_search(rng):
 
 def searching(rng):
     entity, relation = f"{rng.choice(FIRST)} {rng.choice(LAST)}", rng.choice(list(RELATIONS))
-    return f"Find {entity}'s {RELATIONS[relation]}.", write(f"Find the {relation}.", f'print(web_search("{relation} of {entity}"))')
+    return (f"Find {entity}'s {RELATIONS[relation]}.",
+            write(f"Find the {relation}.", f'print(web_search("{relation} of {entity}"))'))
 
 
 def answering(rng):
     value = f"{rng.choice(FIRST)} {rng.choice(LAST)}"
-    return (f"The {rng.choice(list(RELATIONS))} is {value}. Answer.", write("The answer is found.", f'final_answer_print("{value}")'))
+    return (f"The {rng.choice(list(RELATIONS))} is {value}. Answer.",
+            write("The answer is found.", f'final_answer_print("{value}")'))
 
 
 def write(thought, code):
@@ -167,7 +188,8 @@ def parse_args(argv=None):
 def main(args):
     os.makedirs(args.out, exist_ok=True)
     rng, seen = random.Random(args.seed), set()
-    records = {split: make_tasks(rng, split, getattr(args, split), seen) for split in ("eval", "dev", "bc", "mps")}
+    records = {split: make_tasks(rng, split, getattr(args, split), seen)
+               for split in ("eval", "dev", "bc", "mps")}
     records["pretrain"] = list(make_pretraining(rng, args.pretrain))
     for split, rows in records.items():
         path = os.path.join(args.out, f"{split}.jsonl")

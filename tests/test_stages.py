@@ -1,4 +1,4 @@
-"""The stages as a user runs them: corrections and rewinding, kills and resumes, ranks, and what bad input says."""
+"""The stages as a user runs them: corrections and rewinding, kills and resumes, ranks, bad input."""
 import json
 import os
 import signal
@@ -32,7 +32,7 @@ def lines(path):
 
 
 class Scripted:
-    """A student that follows the teacher's steps, but takes `wrong(task, step, messages)` instead where that gives one.
+    """A student that takes the teacher's steps, or `wrong(task, step, messages)` where that gives one.
 
     After a wrong step it gives a wrong answer, unless it is `stubborn` and goes on.
     """
@@ -47,7 +47,8 @@ class Scripted:
                 for k, m in enumerate(e.messages[1::2]):
                     guide.take(m["content"], first=k == 0)
                 k = env.step_of(e.messages)
-                right = f"<first_thought>{demo_teacher.PLANS[guide.kind]}</first_thought>" if k == 0 else guide.next(False)
+                right = (f"<first_thought>{demo_teacher.PLANS[guide.kind]}</first_thought>"
+                         if k == 0 else guide.next(False))
                 wrong = self.wrong(e.task, k, e.messages)
                 if not self.stubborn and any(m["content"] in self.taken for m in e.messages):
                     wrong = "<thought>Enough.</thought><code>final_answer_print(0)</code>"
@@ -58,7 +59,8 @@ class Scripted:
 
 def mentor(teacher_url, task, wrong, corrections=5, stubborn=False):
     found = []
-    args = mps.parse_args(["--tasks", "-", "--student", "-", "--out", "-", "--teacher-url", teacher_url, "--corrections", str(corrections)])
+    args = mps.parse_args(["--tasks", "-", "--student", "-", "--out", "-", "--teacher-url", teacher_url,
+                           "--corrections", str(corrections)])
     search = env.make_search(f"http:{teacher_url}/search")
     mps.play([task], Scripted(wrong, stubborn), judge.Teacher.from_args(args), search, args, found.append)
     return found[0].record()
@@ -80,26 +82,30 @@ def test_the_first_wrong_step_is_corrected_once_and_the_interpreter_rewound(teac
     r = mentor(teacher_url, CHAIN, wrong)
     assert r["outcome"] == "corrected" and r["prediction"] == "18" and len(seen) == 1
     (c,) = r["corrections"]
-    assert c["step"] == 1 and c["rejected"] == {"content": BAD, "observation": "7"} and c["chosen"]["observation"] == "6"
-    assert r["messages"][3]["content"] == c["chosen"]["content"] and r["messages"][6]["content"] == "Observation: False 9"
+    assert (c["step"] == 1 and c["rejected"] == {"content": BAD, "observation": "7"}
+            and c["chosen"]["observation"] == "6")
+    assert (r["messages"][3]["content"] == c["chosen"]["content"]
+            and r["messages"][6]["content"] == "Observation: False 9")
     assert r["usage"]["teacher_calls"] == 2 and r["usage"]["student_calls"] > 3
 
 
 def test_a_wrong_plan_is_corrected_and_keeps_its_pair(teacher_url):
-    r = mentor(teacher_url, CHAIN, lambda task, step, messages: "<first_thought>I guess.</first_thought>" if step == 0 else None)
+    r = mentor(teacher_url, CHAIN,
+               lambda task, step, messages: "<first_thought>I guess.</first_thought>" if step == 0 else None)
     assert r["outcome"] == "corrected" and r["corrections"][0]["step"] == 0
     assert r["corrections"][0]["rejected"]["content"] == "<first_thought>I guess.</first_thought>"
 
 
 def test_each_correction_is_anchored_on_its_own_prefix(teacher_url):
-    """Two errors at different steps: two pairs, both prefixes part of the solved run; and their RL records replay."""
+    """Two errors at different steps: two pairs, both prefixes in the solved run; their RL records replay."""
     def wrong(task, step, messages):
         return {1: BAD, 3: "<thought>Cy is 5.</thought><code>Cy=5\nprint(Cy)</code>"}.get(step)
     r = mentor(teacher_url, CHAIN, wrong)
     assert [c["step"] for c in r["corrections"]] == [1, 3] and r["interventions"] == 2
     starts = mps.key_steps(r, {k: r[k] for k in ("id", "question", "answer")}, "all")
     assert [s["messages"] for s in starts] == [r["messages"][:3], r["messages"][:7]]
-    assert [s["chosen"]["observation"] for s in starts] == ["6", "18"] and starts[1]["rejected"]["observation"] == "5"
+    assert ([s["chosen"]["observation"] for s in starts] == ["6", "18"]
+            and starts[1]["rejected"]["observation"] == "5")
     assert mps.key_steps(r, {}, "last")[0]["messages"] == r["messages"][:7]
     for s in starts:
         env.replay(s["messages"], env.Interpreter())
@@ -109,7 +115,7 @@ def test_each_correction_is_anchored_on_its_own_prefix(teacher_url):
 
 
 def test_a_student_that_always_errs_makes_a_hard_task(teacher_url):
-    for corrections in (0, 2):                                                          # errs on every turn that is left to it
+    for corrections in (0, 2):  # errs on every turn that is left to it
         r = mentor(teacher_url, CHAIN, lambda *_: BAD, corrections)
         assert r["outcome"] == "hard" and not r["correct"] and r["interventions"] == corrections
 
@@ -118,8 +124,9 @@ def test_a_run_without_an_answer_is_corrected_like_any_error(teacher_url):
     idle = "<thought>Cy has 6.</thought><code>Cy=6\nprint(Cy)</code>"
     lazy = lambda task, step, messages: idle if step >= 2 and "Cy+3" not in str(messages) else None
     r = mentor(teacher_url, CHAIN, lazy, stubborn=True)
-    assert r["outcome"] == "corrected" and r["corrections"][0]["step"] == 2             # the first step without progress
-    r = mentor(teacher_url, CHAIN, lambda task, step, messages: "no tags" if step == 2 and "no tags" not in str(messages) else None)
+    assert r["outcome"] == "corrected" and r["corrections"][0]["step"] == 2  # the first step without progress
+    r = mentor(teacher_url, CHAIN, lambda task, step, messages:
+               "no tags" if step == 2 and "no tags" not in str(messages) else None)
     assert r["outcome"] == "corrected" and r["corrections"][0]["rejected"]["content"] == "no tags"
 
 
@@ -127,26 +134,29 @@ def test_the_teacher_accepts_other_orders_and_harmless_detours():
     question = "Cy has 6 pears, plus 3, minus 4, times 2. How many pears does Cy have?"
     step = lambda code: (f"<thought>x</thought><code>{code}</code>", "")
     plan = (f"<first_thought>{demo_teacher.PLANS['math']}</first_thought>", "None")
-    first_wrong = lambda *codes: json.loads(demo_teacher.verdict(question, [plan, *map(step, codes)], "0", 0, None))["first_wrong_step"]
+    first_wrong = lambda *codes: json.loads(
+        demo_teacher.verdict(question, [plan, *map(step, codes)], "0", 0, None))["first_wrong_step"]
     assert first_wrong("Cy=6", "Cy=Cy+3", "Cy=Cy*2") == 3
-    assert first_wrong("Cy=6", "Cy=Cy-4", "Cy=Cy+3", "Cy=Cy*3") == 4                    # minus before plus is as good
-    assert first_wrong("Cy=6", "Cy=Cy*2") == 2                                          # times before plus is not
-    assert first_wrong("Cy=6", "b=5", "b=b*2", "final_answer_print(Cy)") == 4           # two at once, another variable
-    assert first_wrong("Cy=6", "Cy=Cy", "Cy=Cy+3") == 2                                 # nothing wrong: the first idle step
+    assert first_wrong("Cy=6", "Cy=Cy-4", "Cy=Cy+3", "Cy=Cy*3") == 4           # minus before plus is as good
+    assert first_wrong("Cy=6", "Cy=Cy*2") == 2                                 # times before plus is not
+    assert first_wrong("Cy=6", "b=5", "b=b*2", "final_answer_print(Cy)") == 4  # two at once, another variable
+    assert first_wrong("Cy=6", "Cy=Cy", "Cy=Cy+3") == 2  # none wrong: the first idle step
 
 
 # ---- processes ----
 
 def mps_command(folder, checkpoint, teacher_url):
-    return [sys.executable, os.path.join(ROOT, "mps.py"), "--tasks", str(folder / "tasks.jsonl"), "--student", checkpoint,
-            "--out", str(folder / "mps"), "--teacher-url", teacher_url, "--search", f"http:{teacher_url}/search", "--chunk", "4",
-            "--max-tokens", "60", "--corrections", "2"]
+    return [sys.executable, os.path.join(ROOT, "mps.py"), "--tasks", str(folder / "tasks.jsonl"),
+            "--student", checkpoint, "--out", str(folder / "mps"), "--teacher-url", teacher_url,
+            "--search", f"http:{teacher_url}/search", "--chunk", "4", "--max-tokens", "60",
+            "--corrections", "2"]
 
 
 def kill_when(command, condition, times):
     """kill -9 a command as often as `condition(n)` comes true, then let it run to its end."""
     for n in range(times):
-        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+                                   start_new_session=True)
         while process.poll() is None and not condition(n):
             time.sleep(0.05)
         assert process.poll() is None, f"ended with {process.poll()} before the kill"
@@ -166,11 +176,12 @@ def test_mps_survives_kills(tmp_path, checkpoint, teacher_url):
         if count() < 4 * (n + 1):
             return False
         if n == 1:
-            with open(shard, "a") as f:                                                 # and one kill in the middle of a line
+            with open(shard, "a") as f:  # and one kill in the middle of a line
                 f.write('{"id": "torn", "question"')
         return True
     kill_when(mps_command(tmp_path, checkpoint, teacher_url), condition, 2)
-    assert sorted(r["id"] for r in lines(tmp_path / "mps" / "mps.jsonl")) == sorted(t["id"] for t in tasks(24))
+    assert (sorted(r["id"] for r in lines(tmp_path / "mps" / "mps.jsonl"))
+            == sorted(t["id"] for t in tasks(24)))
     again = subprocess.run(mps_command(tmp_path, checkpoint, teacher_url), capture_output=True, text=True)
     assert again.returncode == 0 and len(lines(tmp_path / "mps" / "mps.jsonl")) == 24
 
@@ -185,8 +196,8 @@ def test_ranks_share_the_tasks(tmp_path, checkpoint, teacher_url):
 def demonstrations(tmp_path_factory, teacher_url):
     folder = tmp_path_factory.mktemp("bc")
     write(folder / "tasks.jsonl", tasks(24))
-    script("bc.py", "--tasks", folder / "tasks.jsonl", "--out", folder / "bc.jsonl", "--teacher-url", teacher_url,
-           "--search", f"http:{teacher_url}/search")
+    script("bc.py", "--tasks", folder / "tasks.jsonl", "--out", folder / "bc.jsonl",
+           "--teacher-url", teacher_url, "--search", f"http:{teacher_url}/search")
     return folder / "bc.jsonl"
 
 
@@ -195,14 +206,14 @@ def test_bc_keeps_right_answers_and_resumes(demonstrations, teacher_url):
     assert sorted(r["id"] for r in records) == [t["id"] for t in tasks(24)]
     assert all(r["prediction"] == r["answer"] and r["stop"] == "answer" for r in records)
     demonstrations.write_text("".join(json.dumps(r) + "\n" for r in records[:10]) + '{"id": "torn')
-    script("bc.py", "--tasks", demonstrations.parent / "tasks.jsonl", "--out", demonstrations, "--teacher-url", teacher_url,
-           "--search", f"http:{teacher_url}/search")
+    script("bc.py", "--tasks", demonstrations.parent / "tasks.jsonl", "--out", demonstrations,
+           "--teacher-url", teacher_url, "--search", f"http:{teacher_url}/search")
     assert sorted(r["id"] for r in lines(demonstrations)) == [t["id"] for t in tasks(24)]
 
 
 def sft_flags(checkpoint, data, out, *more):
-    return ["--model", checkpoint, "--data", data, "--out", out, "--dtype", "fp32", "--batch", 8, "--micro-batch", 2, "--steps", 6,
-            "--lr", "1e-3", *more]
+    return ["--model", checkpoint, "--data", data, "--out", out, "--dtype", "fp32", "--batch", 8,
+            "--micro-batch", 2, "--steps", 6, "--lr", "1e-3", *more]
 
 
 def losses(out):
@@ -229,7 +240,8 @@ def test_two_ranks_and_one_give_the_same_curve(zero, tmp_path, checkpoint, demon
 
 def test_sft_resumes_to_the_bit(tmp_path, checkpoint, demonstrations, one_rank):
     out = tmp_path / "out"
-    command = [sys.executable, os.path.join(ROOT, "sft.py"), *map(str, sft_flags(checkpoint, demonstrations, out, "--save-every", 2))]
+    command = [sys.executable, os.path.join(ROOT, "sft.py"),
+               *map(str, sft_flags(checkpoint, demonstrations, out, "--save-every", 2))]
     kill_when(command, lambda n: (out / "state" / "latest").exists(), 1)
     assert losses(out) == one_rank and not (out / "state").exists()
 
@@ -242,14 +254,17 @@ def grpo_records(n=6):
         plan = f"<first_thought>{demo_teacher.PLANS['math']}</first_thought>"
         messages = [{"role": "user", "content": t["question"]}, {"role": "assistant", "content": plan},
                     {"role": "user", "content": "Observation: None"}]
-        found.append({**t, "kind": "key_step", "messages": messages, "chosen": {"content": guide.next(False), "observation": "6"},
-                      "rejected": {"content": "<thought>a</thought><code>1/0</code>", "observation": "Error"}})
+        found.append({**t, "kind": "key_step", "messages": messages,
+                      "chosen": {"content": guide.next(False), "observation": "6"},
+                      "rejected": {"content": "<thought>a</thought><code>1/0</code>",
+                                   "observation": "Error"}})
     return found[:n]
 
 
 def grpo_flags(checkpoint, data, out, teacher_url, *more):
-    return ["--model", checkpoint, "--data", data, "--out", out, "--teacher-url", teacher_url, "--dtype", "fp32", "--prompts", 4,
-            "--mini-batch", 2, "--group", 4, "--steps", 3, "--lr", "1e-3", "--max-tokens", 40, "--micro-batch", 4, *more]
+    return ["--model", checkpoint, "--data", data, "--out", out, "--teacher-url", teacher_url,
+            "--dtype", "fp32", "--prompts", 4, "--mini-batch", 2, "--group", 4, "--steps", 3, "--lr", "1e-3",
+            "--max-tokens", 40, "--micro-batch", 4, *more]
 
 
 def fast_student(tmp_path, checkpoint, demonstrations):
@@ -274,9 +289,10 @@ KEYS = ("reward", "reward_correct", "reward_chosen", "zero_variance", "response_
 def test_grpo_logs_what_it_did(grpo_run):
     folder, student, rows = grpo_run
     assert [r["step"] for r in rows] == [1, 2, 3] and any(r["updates"] for r in rows)
-    assert all(r["logp_gap"] < 1e-4 for r in rows)                                      # engine and trainer agree
+    assert all(r["logp_gap"] < 1e-4 for r in rows)  # engine and trainer agree
     shown = lines(folder / "one" / "rollouts.jsonl")
-    assert shown[0]["messages"][:3] == grpo_records()[0]["messages"][:3] or shown[0]["id"] in {r["id"] for r in grpo_records()}
+    assert (shown[0]["messages"][:3] == grpo_records()[0]["messages"][:3]
+            or shown[0]["id"] in {r["id"] for r in grpo_records()})
     assert {"reward", "reward_correct", "reward_chosen", "reward_rejected"} <= set(shown[0])
 
 
@@ -295,9 +311,10 @@ def test_grpo_resumes_to_the_exact_step(grpo_run, tmp_path, teacher_url):
 @pytest.mark.parametrize("zero", [0, 3])
 def test_grpo_on_two_ranks(zero, grpo_run, tmp_path, teacher_url):
     folder, student, rows = grpo_run
-    script("grpo_short.py", *grpo_flags(student, folder / "rl.jsonl", tmp_path / "out", teacher_url, "--zero", zero), ranks=2)
+    script("grpo_short.py",
+           *grpo_flags(student, folder / "rl.jsonl", tmp_path / "out", teacher_url, "--zero", zero), ranks=2)
     found = lines(tmp_path / "out" / "metrics.jsonl")
-    assert len(found) == 3 and all(r["logp_gap"] < 1e-4 for r in found)                 # after each sync as well
+    assert len(found) == 3 and all(r["logp_gap"] < 1e-4 for r in found)  # after each sync as well
     assert (tmp_path / "out" / "model.safetensors").exists()
 
 
@@ -311,19 +328,23 @@ def complaint(name, *args):
 
 def test_bad_input_is_named(tmp_path, checkpoint, teacher_url):
     good = write(tmp_path / "good.jsonl", tasks(2))
-    (tmp_path / "torn.jsonl").write_text(json.dumps(tasks(1)[0]) + '\n{"id": 1, \n' + json.dumps(tasks(1)[0]) + "\n")
+    (tmp_path / "torn.jsonl").write_text(
+        json.dumps(tasks(1)[0]) + '\n{"id": 1, \n' + json.dumps(tasks(1)[0]) + "\n")
     write(tmp_path / "noanswer.jsonl", [{"id": "a", "question": "Why?"}])
     write(tmp_path / "nomessages.jsonl", [{"id": "a", "question": "Why?", "answer": "b"}])
-    bc = lambda tasks, url=teacher_url: ["bc.py", "--tasks", tasks, "--out", tmp_path / "out.jsonl", "--teacher-url", url]
+    bc = lambda tasks, url=teacher_url: [
+        "bc.py", "--tasks", tasks, "--out", tmp_path / "out.jsonl", "--teacher-url", url]
     assert "missing.jsonl" in complaint(*bc(tmp_path / "missing.jsonl"))
     assert "torn.jsonl, line 2" in complaint(*bc(tmp_path / "torn.jsonl"))
     message = complaint(*bc(tmp_path / "noanswer.jsonl"))
     assert "noanswer.jsonl, line 1" in message and "answer" in message
     assert "http://127.0.0.1:9" in complaint(*bc(good, "http://127.0.0.1:9"))
-    message = complaint("sft.py", "--model", checkpoint, "--data", tmp_path / "nomessages.jsonl", "--out", tmp_path / "x")
+    message = complaint("sft.py", "--model", checkpoint, "--data", tmp_path / "nomessages.jsonl",
+                        "--out", tmp_path / "x")
     assert "nomessages.jsonl, line 1" in message and "messages" in message
     assert "/nowhere" in complaint("sft.py", "--model", "/nowhere", "--data", good, "--out", tmp_path / "x")
-    assert "/nowhere" in complaint("mps.py", "--tasks", good, "--student", "/nowhere", "--out", tmp_path / "x", "--teacher-url", teacher_url)
+    assert "/nowhere" in complaint("mps.py", "--tasks", good, "--student", "/nowhere",
+                                   "--out", tmp_path / "x", "--teacher-url", teacher_url)
     message = complaint("grpo_short.py", *grpo_flags(checkpoint, good, tmp_path / "x", teacher_url))
     assert "good.jsonl, line 1" in message and "messages" in message
 
@@ -336,10 +357,12 @@ def test_a_model_without_chat_template_is_named(tmp_path, tokenizer, demonstrati
     bare.chat_template = None
     student.make_model(tokenizer, width=32).save_pretrained(tmp_path / "bare")
     bare.save_pretrained(tmp_path / "bare")
-    message = complaint("sft.py", "--model", tmp_path / "bare", "--data", demonstrations, "--out", tmp_path / "x")
+    message = complaint("sft.py", "--model", tmp_path / "bare", "--data", demonstrations,
+                        "--out", tmp_path / "x")
     assert "chat template" in message and "bare" in message
 
 
-@pytest.mark.parametrize("name", ["bc.py", "mps.py", "sft.py", "grpo_short.py", "eval.py", "judge.py", "demo/world.py", "demo/teacher.py"])
+@pytest.mark.parametrize("name", ["bc.py", "mps.py", "sft.py", "grpo_short.py", "eval.py", "judge.py",
+                                  "demo/world.py", "demo/teacher.py"])
 def test_help(name):
     assert "usage:" in script(name, "--help").stdout
