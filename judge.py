@@ -30,8 +30,8 @@ from concurrent.futures import ThreadPoolExecutor
 import requests
 
 from assets.rules import (UNREADABLE, Verdict, as_list, check_by_rule, code_of, exact_match, f1,  # noqa: F401
-                          leaked, math_equal, parse_correction, parse_equivalent, parse_plan, parse_step,
-                          parse_verdict, step_count)
+                          leaked, math_equal, parse_code, parse_correction, parse_equivalent, parse_plan,
+                          parse_step, parse_verdict, step_count)
 from assets.search import SearchFailed
 
 ASSETS = os.path.join(os.path.dirname(os.path.abspath(__file__)), "assets")
@@ -108,7 +108,7 @@ def same_step_cheap(a, b):
     forms = [code_of(step["content"]) or " ".join(step["content"].split()) for step in (a, b)]
     ends = {"final_answer_print(" in form for form in forms}
     with contextlib.suppress(*UNREADABLE):
-        forms = [ast.dump(ast.parse(form)) for form in forms]
+        forms = [ast.dump(parse_code(form)) for form in forms]
     shown = observed(a) not in ("", "None") and not re.search(r"Error\b|Exception\b|Traceback", observed(a))
     return True if forms[0] == forms[1] or shown and observed(a) == observed(b) and len(ends) == 1 else None
 

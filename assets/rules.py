@@ -33,6 +33,15 @@ SECONDS, BYTES = 10, 4 << 30                                              # for 
 WORKERS, LOCK = [], threading.Lock()
 
 
+PARSING = threading.Lock()
+
+
+def parse_code(text, mode="exec"):
+    """`ast.parse` by one thread at a time: in CPython 3.11 several at once can raise SystemError (gh-106905)."""
+    with PARSING:
+        return ast.parse(text, mode=mode)
+
+
 def as_list(answers):
     return [str(a) for a in answers] if isinstance(answers, (list, tuple)) else [str(answers)]
 
@@ -146,7 +155,7 @@ def parse_json(text, field):
     latex = re.sub(r'\\([\\"/nu])?', lambda m: m[0] if m[1] else r"\\", text)
     decode = json.JSONDecoder(strict=False).raw_decode
     for variant, load in ((latex, lambda s: decode(s)[0]), (text.replace('\\"', '"'), lambda s: decode(s)[0]),
-                          (text, lambda s: ast.literal_eval(s[:s.rindex("}") + 1]))):
+                          (text, lambda s: ast.literal_eval(parse_code(s[:s.rindex("}") + 1], "eval")))):
         for brace in reversed(list(re.finditer(r"\{", variant))):
             with contextlib.suppress(*UNREADABLE):
                 found = load(variant[brace.start():])
@@ -191,7 +200,7 @@ def parse_correction(text, question, answers, before, last=False):
     in it. On the `last` try a label is removed instead."""
     content = parse_step(text) if step_count(before) else f"<first_thought>{parse_plan(text)}</first_thought>"
     try:
-        ast.parse(code_of(content))
+        parse_code(code_of(content))
     except UNREADABLE as error:
         raise ValueError(f"the code is not valid Python ({error})") from None
     if LABEL.match(text.partition("thought>")[2] or text) and not last:
@@ -223,7 +232,7 @@ def leaked(content, question, answers, before):
                  for part in parts]
         return None if None in texts else " ".join(texts)
 
-    for node in (node for statement in ast.parse(code_of(content)).body for node in ast.walk(statement)):
+    for node in (node for statement in parse_code(code_of(content)).body for node in ast.walk(statement)):
         match node:
             case ast.Assign([ast.Name(name)], value):
                 known[name] = literal(value)

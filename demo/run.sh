@@ -30,11 +30,11 @@ fi
 [ -z "$fresh" ] || rm -rf "$out"
 
 # ---- sizes: what the twelve minutes are spent on ----
-bc=600 mps=1600 dev=200 eval=400                                       # tasks
-pretrain=(--steps 900 --batch 32 --micro-batch 16 --lr 3e-3 --weight-decay 0)
-clone=(--steps 450 --batch 16 --micro-batch 8 --lr 3e-3 --weight-decay 0)
-correct=(--steps 300 --batch 16 --micro-batch 8 --lr 1e-3 --weight-decay 0)
-reinforce=(--steps 45 --prompts 24 --group 8 --mini-batch 12 --micro-batch 32 --lr 2e-4 --weight-decay 0)
+bc=600 mps=1300 dev=200 eval=400                                       # tasks
+pretrain=(--steps 800 --batch 32 --micro-batch 16 --lr 3e-3 --weight-decay 0)
+clone=(--steps 400 --batch 16 --micro-batch 8 --lr 3e-3 --weight-decay 0)
+correct=(--steps 250 --batch 16 --micro-batch 8 --lr 1e-3 --weight-decay 0)
+reinforce=(--steps 36 --prompts 24 --group 8 --mini-batch 12 --micro-batch 32 --lr 2e-4 --weight-decay 0)
 if [ -n "$quick" ]; then
     bc=40 mps=24 dev=16 eval=12
     pretrain=(--steps 30 --batch 32 --micro-batch 16 --lr 3e-3)

@@ -64,7 +64,7 @@ def effects(content, variables):
         return None
     assigned, queries, answer = {}, [], None
     try:
-        for node in ast.parse(code[1].strip()).body:
+        for node in judge.parse_code(code[1].strip()).body:
             match node:
                 case ast.Assign([ast.Name(name)], expression):
                     assigned[name] = variables[name] = value_of(expression, variables)

@@ -115,10 +115,10 @@ def make_tasks(rng, split, count, seen, math=(2, 6), hops=(2, 5)):
 
 
 def make_pretraining(rng, count):
-    """Single-turn exercises in reading a text and writing a line of code: the stand-in for pretraining.
+    """Single-turn exercises in reading a list and writing code: the stand-in for a language model's pretraining.
 
-    They teach the words, the paraphrases, and to find in a list what comes after a given element; never a
-    second step, a plan, or a whole task.
+    They teach the words, the paraphrases, to find what comes after an element of a list, and to write a list of
+    operations as one program. They hold no plan, no observation and no second turn: nothing of the agent loop.
     """
     kinds = [listed_math, listed_search, searching, answering, program, program, links]
     for i in range(count):

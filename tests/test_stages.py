@@ -263,14 +263,14 @@ def grpo_records(n=6):
 
 def grpo_flags(checkpoint, data, out, teacher_url, *more):
     return ["--model", checkpoint, "--data", data, "--out", out, "--teacher-url", teacher_url,
-            "--dtype", "fp32", "--prompts", 4, "--mini-batch", 2, "--group", 4, "--steps", 3, "--lr", "1e-3",
-            "--max-tokens", 40, "--micro-batch", 4, *more]
+            "--dtype", "fp32", "--prompts", 4, "--mini-batch", 2, "--group", 6, "--steps", 3, "--lr", "1e-3",
+            "--max-tokens", 60, "--micro-batch", 4, *more]
 
 
 def fast_student(tmp_path, checkpoint, demonstrations):
     """A student that at times gets a step right, so that rewards differ."""
     out = tmp_path / "student"
-    script("sft.py", *sft_flags(checkpoint, demonstrations, out, "--steps", 60, "--lr", "1e-2"))
+    script("sft.py", *sft_flags(checkpoint, demonstrations, out, "--steps", 200, "--lr", "1e-2"))
     return str(out)
 
 
