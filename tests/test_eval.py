@@ -515,7 +515,7 @@ def test_bad_input_is_one_sentence(tmp_path, text, message):
 def test_missing_results_and_models_are_one_sentence(tmp_path):
     with pytest.raises(judge.InputError, match="cannot read .*results.json"):
         evaluate.table(evaluate.parse_args(["table", str(tmp_path)]))
-    with pytest.raises(judge.InputError, match="cannot load"):
+    with pytest.raises(judge.InputError, match="cannot use the model"):
         run(
             tmp_path / "out",
             "--tasks",
