@@ -165,8 +165,8 @@ class Task:
                 return world.write(f"{name} is the answer.", f"final_answer_print({name})")
             (sign, n), *rest = self.left
             op = next(op for op, s in world.OPS.items() if s == sign)
-            if leap and rest:
-                value = world.apply(world.apply(self.value, sign, n), *rest[0])
+            value = world.apply(world.apply(self.value, sign, n), *rest[0]) if rest else self.value
+            if leap and value != self.value:
                 return world.write(f"{name} is {value}.", f"{name}={value}\nprint({name})")
             return world.write(f"{op} {n}.", f"{name}={name}{sign}{n}\nprint({name})")
         at = max(self.known, default=-1) + 1
