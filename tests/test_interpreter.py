@@ -572,7 +572,8 @@ def probe(folder, mode, secret, python=sys.executable, **options):
 
 
 def copy_of_env(folder):
-    shutil.copy(ROOT / "env.py", folder)
+    for name in "env.py", "judge.py":                    # env.py imports from judge.py
+        shutil.copy(ROOT / name, folder)
     shutil.copytree(ROOT / "assets", pathlib.Path(folder) / "assets", ignore=shutil.ignore_patterns("__pycache__"))
 
 
