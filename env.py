@@ -132,6 +132,9 @@ class Episode:
         self.loss_mask += [int(logps is not None)] * len(ids)
         self.logps += [0.0] * len(ids) if logps is None else logps
 
+    def act(self, content, step):
+        return act(content, step, self.interpreter)
+
     def turn(self, content, complete=True):
         """Take the policy's turn, run its code -> the observation message, or None when the rollout has ended."""
         step = step_of(self.messages)
@@ -139,7 +142,7 @@ class Episode:
         self.calls += 1
         self.states[step] = self.interpreter.fork()
         try:
-            seen = act(content, step, self.interpreter) if complete else None
+            seen = self.act(content, step) if complete else None
         except SearchFailed as e:                          # never an observation that would train the model
             seen, self.failure = None, str(e)
         if seen is None:

@@ -17,8 +17,6 @@ Differences from the paper: rules compare answers, a judge model (--teacher-url)
 decide. The paper does not say how many runs it made; --runs is 1.
 """
 import argparse
-import base64
-import gzip
 import itertools
 import json
 import math
@@ -28,11 +26,12 @@ import statistics
 import string
 from collections import Counter, defaultdict
 from concurrent.futures import ThreadPoolExecutor
-from datetime import datetime, timedelta
+from datetime import timedelta
 from pathlib import Path
 
 import env
 import judge
+from assets import baselines
 
 ASSETS = Path(__file__).resolve().parent / "assets"
 
@@ -51,6 +50,10 @@ def parse_args(argv=None):
     add("--limit", type=int, metavar="N", help="only the first N tasks of each file")
     add("--runs", type=int, default=1, metavar="K", help="independent runs of every task")
     add("--chunk", type=int, default=256, help="tasks rolled out together between two saves")
+    add("--prompt", choices=["react", "agent", "tir", "cot"], default="react",
+        help="react: the trained grammar; others put instructions before the question: assets/baselines.py")
+    add("--self-consistent", type=int, default=1, metavar="N",
+        help="candidates for every step; the most frequent output wins")
     add("--greedy", action="store_true", help="the same as --temperature 0")
     env.add_sampling_flags(p)
     env.add_env_flags(p)
@@ -71,8 +74,10 @@ def parse_args(argv=None):
     args = parser.parse_args(argv)
     if args.command == "run":
         args.temperature = 0.0 if args.greedy else args.temperature
-        if min(args.runs, args.chunk, args.max_steps, args.max_tokens) < 1:
-            parser.error("--runs, --chunk, --max-steps and --max-tokens must be at least 1")
+        if min(args.runs, args.chunk, args.max_steps, args.max_tokens, args.self_consistent) < 1:
+            parser.error("--runs, --chunk, --max-steps, --max-tokens and --self-consistent are at least 1")
+        if args.self_consistent > 1 and not args.temperature:
+            parser.error("--self-consistent needs a temperature: greedy candidates are all the same")
         if args.engine == "url" and not args.student_url:
             parser.error("--engine url needs --student-url")
     return args
@@ -231,13 +236,17 @@ def play(args, todo, rank, engine):
     from tqdm import tqdm
     teacher, search = judge.Teacher.from_args(args) if args.teacher_url else None, env.search_from_args(args)
     engine = engine or env.load_engine(args.engine, args.model, url=args.student_url)
+    plain = args.prompt == "react" and args.self_consistent == 1
     with (open(args.out / f"predictions.rank{rank}.jsonl", "a", encoding="utf-8") as file,
           ThreadPoolExecutor(16) as pool,
           tqdm(total=len(todo), desc="eval", unit="task", disable=rank > 0) as bar):
-        for at in range(0, len(todo), args.chunk):
-            numbers, tasks = zip(*todo[at:at + args.chunk])
-            trajectories = env.rollout(engine, tasks, search=search, progress=bar, max_steps=args.max_steps,
-                                       max_tokens=args.max_tokens, **env.sampling_from_args(args, numbers[0]))
+        chunk = max(1, args.chunk // args.self_consistent)               # each candidate has an interpreter
+        for at in range(0, len(todo), chunk):
+            numbers, tasks = zip(*todo[at:at + chunk])
+            how = dict(max_steps=args.max_steps, max_tokens=args.max_tokens, search=search, progress=bar,
+                       **env.sampling_from_args(args, numbers[0]))
+            trajectories = (env.rollout(engine, tasks, **how) if plain else
+                            baselines.rollout(engine, tasks, args.prompt, args.self_consistent, **how))
             for scored in pool.map(lambda t: t | score(t, args.variant, teacher), trajectories):
                 judge.append_jsonl(file, scored)
 
@@ -259,10 +268,11 @@ def run(args, engine=None):
         args.out.mkdir(parents=True, exist_ok=True)
         path = args.out / "args.json"
         before = json.loads(path.read_text(encoding="utf-8"))["args"] if path.exists() else vars(args)
-        for name in "model temperature top_p top_k max_steps max_tokens metric variant".split():
-            if before[name] != getattr(args, name):
-                raise judge.InputError(f"{args.out} was made with {name} {before[name]}, not "
-                                       f"{getattr(args, name)}: delete it or give another --out")
+        for name in ("model prompt self_consistent temperature top_p top_k max_steps max_tokens metric "
+                     "variant").split():
+            if before.get(name, now := getattr(args, name)) != now:
+                raise judge.InputError(f"{args.out} was made with {name} {before[name]}, not {now}: delete it "
+                                       "or give another --out")
         judge.save_args(args, path)
         merge(args.out)
     barrier()
@@ -388,56 +398,13 @@ def collect(run_dir):
     return list(panels.values()), all_results, {name: found for name, found in sources.items() if found}
 
 
-def choose(sources, total, characters):
-    """Up to `total` trajectories, at even distances; shares of sources as equal as sizes allow."""
-    shares = {}
-    for i, name in enumerate(sorted(sources, key=lambda name: len(sources[name]))):
-        shares[name] = min(len(sources[name]), (total - sum(shares.values())) // (len(sources) - i))
-    for name, k in [(name, k) for name in sources for k in range(shares[name])]:
-        t = sources[name][k * len(sources[name]) // shares[name]]
-        messages = [m | dict(content=m["content"][:characters]) for m in t["messages"]]
-        yield t | dict(source=name, messages=messages)
-
-
-def draw(panels, path):
-    """One PNG of the panels of a section."""
-    from matplotlib.figure import Figure
-    rows, columns = -(-len(panels) // 3), min(3, len(panels))
-    figure = Figure(figsize=(4.4 * columns, 3.1 * rows), layout="constrained")
-    for at, panel in enumerate(panels, 1):
-        ax, series = figure.add_subplot(rows, columns, at, title=panel["title"]), panel["series"]
-        labels = list(dict.fromkeys(point[0] for points in series.values() for point in points))
-        for i, (name, points) in enumerate(series.items()):
-            x, y, error, _ = zip(*points)
-            how, width = dict(yerr=error if any(error) else None, capsize=2, label=name), 0.8 / len(series)
-            if isinstance(x[0], str):
-                ax.bar([labels.index(v) + (i + 0.5) * width - 0.4 for v in x], y, width * 0.92, **how)
-                ax.set_xticks(range(len(labels)), labels)
-            else:
-                ax.errorbar(x, y, marker="o" if len(x) <= 12 else None, markersize=4, **how)
-        if len(series) > 1:
-            ax.legend(fontsize=8, frameon=False)
-    figure.savefig(path, dpi=150)
-
-
 def report(args):
+    from assets.report import make_page
     panels, all_results, sources = collect(args.run_dir)
     if not panels and not sources:
         raise judge.InputError(f"{args.run_dir} holds no bc.jsonl, mps.jsonl, ckpt/* or eval/*")
-    shown = list(choose(sources, args.trajectories, args.characters))
-    packed = base64.b64encode(gzip.compress(json.dumps(shown).encode(), mtime=0)).decode()
-    summary = dict(name=args.run_dir.absolute().name, created=f"{datetime.now():%Y-%m-%d %H:%M}",
-                   panels=panels, tables=list(map(results_table, all_results)), characters=args.characters,
-                   counts={name: len(found) for name, found in sources.items()})
-    page = (ASSETS / "report.html").read_text(encoding="utf-8").replace("__TRAJECTORIES__", packed)
-    page = page.replace("__SUMMARY__", json.dumps(summary).replace("<", "\\u003c"))
-    (args.run_dir / "report.html").write_text(page, encoding="utf-8")
-    plots = args.run_dir / "plots"
-    plots.mkdir(exist_ok=True)
-    for section in dict.fromkeys(panel["section"] for panel in panels):
-        name = re.sub(r"\W+", "-", section.lower()) + ".png"
-        draw([panel for panel in panels if panel["section"] == section], plots / name)
-    print(f"{args.run_dir}/report.html: {len(page) / 1e6:.1f} MB, {len(shown)} trajectories; plots: {plots}")
+    make_page(args.run_dir, panels, list(map(results_table, all_results)), sources, args.trajectories,
+              args.characters)
 
 
 if __name__ == "__main__":
