@@ -271,8 +271,8 @@ def run(args, engine=None):
         for name in ("model prompt self_consistent temperature top_p top_k max_steps max_tokens metric "
                      "variant").split():
             if before.get(name, now := getattr(args, name)) != now:
-                raise judge.InputError(f"{args.out} was made with {name} {before[name]}, not {now}: delete it "
-                                       "or give another --out")
+                raise judge.InputError(f"{args.out} was made with {name} {before[name]}, not {now}: "
+                                       "delete it or give another --out")
         judge.save_args(args, path)
         merge(args.out)
     barrier()

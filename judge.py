@@ -29,9 +29,9 @@ from concurrent.futures import ThreadPoolExecutor
 
 import requests
 
-from assets.rules import (UNREADABLE, Verdict, as_list, check_by_rule, code_of, exact_match, f1,  # noqa: F401
-                          leaked, math_equal, parse_code, parse_correction, parse_equivalent, parse_plan,
-                          parse_step, parse_verdict, step_count)
+from assets.rules import (UNREADABLE, InputError, Verdict, as_list, check_by_rule, code_of,  # noqa: F401
+                          exact_match, f1, leaked, math_equal, parse_code, parse_correction, parse_equivalent,
+                          parse_plan, parse_step, parse_verdict, step_count)
 from assets.search import SearchFailed
 
 ASSETS = os.path.join(os.path.dirname(os.path.abspath(__file__)), "assets")
@@ -40,10 +40,6 @@ with open(os.path.join(ASSETS, "prompts.md"), encoding="utf-8") as prompts:
 PLAN_SYSTEM, STEP_SYSTEM, VERDICT_SYSTEM, CORRECT_SYSTEM, SAME_STEP_SYSTEM, SAME_ANSWER_SYSTEM = (
     PROMPT[name].replace("{AGENT}", PROMPT["AGENT"])
     for name in ("PLAN", "STEP", "VERDICT", "CORRECT", "SAME_STEP", "SAME_ANSWER"))
-
-
-class InputError(Exception):
-    """Something the user gave is wrong; the message is one sentence that names what and where."""
 
 
 class TeacherDown(InputError):

@@ -4,7 +4,7 @@
   tir    reasons freely, with ```python blocks in between (tool-integrated reasoning)
   cot    reasons in one turn, without tools
 The texts are in prompts.md and stand before the question, in the same message. All three may end with
-\\boxed{…}; a turn with neither code nor answer is told so, where react, the trained grammar, ends the rollout.
+\\boxed{…}; a turn with neither code nor answer is told so, where react, the trained grammar, ends.
 
 Self-consistent action generation (Agent Distillation, Kang et al., 2025): N candidates for every step, each
 run in a fork of the interpreter; those of the wrong form or with an error are dropped; the step whose output
@@ -54,7 +54,8 @@ def modal(candidates):
     return valid[outputs.index(Counter(outputs).most_common(1)[0][0])]
 
 
-def rollout(engine, tasks, prompt, n, *, max_steps, max_tokens, search=None, progress=None, seed=0, **sampling):
+def rollout(engine, tasks, prompt, n, *, max_steps, max_tokens, search=None, progress=None, seed=0,
+            **sampling):
     """`env.rollout` for a `prompt` of this module, or react, with n candidates a step -> trajectories."""
     text = "{question}" if prompt == "react" else judge.PROMPT["ASK_" + prompt.upper()]
     length = lambda messages: len(engine.chat.encode(messages)[0]) if hasattr(engine, "chat") else 0
@@ -64,7 +65,7 @@ def rollout(engine, tasks, prompt, n, *, max_steps, max_tokens, search=None, pro
         now.append(Candidate(prompt, task, first, env.Interpreter(search), max_tokens))
     first = [length(c.messages) for c in now]
 
-    for step in range(max_steps + 1):                                     # step 0 is the plan, if there is one
+    for step in range(max_steps + 1):                                     # step 0 may be a plan
         played = {}
         for i in live:
             room, before = max_tokens - length(now[i].messages) + first[i], now[i]

@@ -20,15 +20,46 @@ import sys
 import threading
 from collections import Counter, namedtuple
 
+
+
+class InputError(Exception):
+    """Something the user gave is wrong; the message is one sentence that names what and where."""
+
+
 UNREADABLE = (ValueError, SyntaxError, TypeError, LookupError, RecursionError, MemoryError)
 
 
 # ---- answers ----
 
-FORMULA = re.compile(r"[\\^=+*/<>|{}()\[\]]|\d[.,]\d|-\s*[\d.]")          # what normalize_answer would lose
-WORD = re.compile(r"(?<![\\{a-z])(?!(?:sqrt|pi|oo|or|and)(?![a-z]))[a-z]{2,}|(?<=\d )[a-z]\b", re.I)
+# What normalize_answer would lose: operators, decimals, times, signs (but not the hyphen between two words).
+FORMULA = re.compile(r"[\\^=+*/<>|{}()\[\]_]|\d[.,:]\d|\d!|(?<![a-zA-Z]{2})-|-(?![a-zA-Z]{2})")
+WORD = re.compile(r"(?<![\\{a-z])(?!(?:sqrt|pi|oo|inf|or|and|sin|cos|tan|log|ln|exp|Matrix)(?![a-z]))"
+                  r"[a-z]{2,}|(?<=\d )[a-z]\b", re.I)
+UNIT = re.compile(r"(?<=[\d})a-z])\s+(?!(?:or|and|to|half|dozen|hundred)\b)"
+                  r"(?:[a-z]{2,}|[mgshlnjwvk])(?:[a-z\s./{}²³-]|\^\{?-?\d)*$", re.I)
+TWO = re.compile(r"\d\s+(?!(?:or|and|sqrt)\b)[a-z]{2,}.*\d", re.I)            # 10 cm by 5 cm
+HEDGE = re.compile(r"(?<!\\)\b(?:not?|more|less|least|most|about|around|approximately|times)\b", re.I)
+SAME_UNIT = {name: names.split()[0] for names in (
+    "mm millimeter millimetre", "cm centimeter centimetre", "m meter metre", "km kilometer kilometre",
+    "in inch inche", "ft foot feet", "yd yard", "mi mile", "g gram", "kg kilogram", "lb pound",
+    "l liter litre", "ml milliliter millilitre", "sec second s", "min minute", "hr hour h")
+    for name in names.split()}
+ROMAN = re.compile(r"(?:(?<=[a-z] )[IVX]|(?=[IVXLCDM]{2})M{0,3}(?:C[MD]|D?C{0,3})(?:X[CL]|L?X{0,3})"
+                   r"(?:I[XV]|V?I{0,3}))(?!\w)")
+NUMBERS = {word: n for n, word in enumerate(
+    "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen "
+    "seventeen eighteen nineteen twenty".split())}
+POWERS = {"thousand": 3, "million": 6, "billion": 9, "trillion": 12}
 LATEX = [(r"\*\*", "^"), (r"(?<=\d)e([+-]?\d+)", r"*10^{\1}"), (r"\^\s*(-\w+)", r"^{\1}"),
-         (r"\boo\b", r"\\infty"), (r"(?<![\\a-zA-Z])(pi|sin|cos|tan|log|ln|exp)(?![a-zA-Z])", r"\\\1")]
+         (r"(?<=\d)(?:\*[iIj]|j)\b", "i"), (r"\boo\b|∞|(?<![\\a-z])inf(?:ty|inity)?\b", r"\\infty "),
+         (r"(?<![\\a-zA-Z])(pi|sin|cos|tan|log|ln|exp)(?![a-zA-Z])", r"\\\1"),
+         (r"√\s*(\d+|[a-z]\b)", r"\\sqrt{\1}"), (r"√\s*\(([^()]*)\)", r"\\sqrt{\1}"),
+         (r"(?<=[)\]])\s*(?:∪|U|or)\s*(?=[(\[])", r"\\cup "),
+         (r"\\varnothing|∅|\\\{\s*\\\}", r"\\emptyset "),
+         (r"(?<![\d/.^])(\d+)\s+(\d+)\s*/\s*(\d+)", r"\1\\frac{\2}{\3}")]              # 2 1/3
+MATRIX = r"(?:(?:Matrix|(?:np\.)?array)\()?\[(\[[^][]*\](?:, *\[[^][]*\])*)\]\)?"           # [[1, 2], [3, 4]]
+SYMBOLS = str.maketrans({"≤": r"\le ", "≥": r"\ge ", "≠": r"\ne ", "×": r"\times ", "·": r"\cdot ", "÷": "/",
+                         "−": "-", "²": "^2", "³": "^3", "½": r"\frac12"})
 SECONDS, BYTES = 10, 4 << 30                                              # for one comparison
 WORKERS, LOCK = [], threading.Lock()
 
@@ -37,7 +68,7 @@ PARSING = threading.Lock()
 
 
 def parse_code(text, mode="exec"):
-    """`ast.parse` by one thread at a time: in CPython 3.11 several at once can raise SystemError (gh-106905)."""
+    """`ast.parse` by one thread at a time: in CPython 3.11 several at once can fail (gh-106905)."""
     with PARSING:
         return ast.parse(text, mode=mode)
 
@@ -51,8 +82,28 @@ def core(text):
     text = str(text).replace("\x08oxed", r"\boxed").replace("\x0crac", r"\frac")         # escapes Python ate
     text = re.sub(r"(?s)^.*\\boxed\s*\{((?:[^{}]|\{(?:[^{}]|\{[^{}]*\})*\})*)\}.*$", r"\1", text)
     text = re.sub(r"\\(?:text|textbf|mathrm|mathbf|mbox)\s*\{([^{}]*)\}", r" \1 ", text)
-    text = re.sub(r"(?is)^.*\banswer\s*(?:is|:|=)\s*|\\?\$|\\!|(?<!\\)\\[()\[\]]", "", text)
-    return " ".join(text.split()).rstrip(". ")
+    text = re.sub(r"(?is)^.*\banswer\s*(?:is|:|=)\s*|\\?\$|[€£¥]|\\[!,;:]|(?<!\\)\\[()\[\]]", "", text)
+    return " ".join(text.split()).lstrip("*` ").rstrip(".*` ")
+
+
+def spelled(text):
+    """Numbers as digits: "II" -> 2, "three" -> 3, "1.5 million" -> 1.5*10^6, "1 000"; p.m., square cm."""
+    def number(roman):
+        values = [dict(I=1, V=5, X=10, L=50, C=100, D=500, M=1000)[letter] for letter in roman[0].upper()]
+        return str(sum(-v if v < after else v for v, after in zip(values, values[1:] + [0])))
+    text = re.sub(r"(?i)\b(?:%s)\b" % "|".join(NUMBERS), lambda m: str(NUMBERS[m[0].lower()]), text)
+    text = re.sub(r"(?i)(?<=\d) (%s)\b" % "|".join(POWERS), lambda m: f"*10^{POWERS[m[1].lower()]}", text)
+    text = re.sub(r"(?<![\w.,])\d{1,3}(?: \d{3})+(?![\w/.])", lambda m: m[0].replace(" ", ""), text)
+    text = re.sub(r"(?i)\b([ap])\.\s?m\b\.?", r"\1m", text)
+    for word, power in (("square|sq\\.?", 2), ("cubic|cu\\.?", 3)):
+        text = re.sub(rf"(?i)(?<=\d )(?:{word}) (\w+)", rf"\1^{power}", text)
+    return re.sub(r"(?<![\w\\])" + ROMAN.pattern + "|^[ivx]{2,}$", number, text)
+
+
+def bare(text):
+    """A quantity without "x is equal to" before it and its unit after it."""
+    text = re.sub(r"(?i)^[\w\s]*\b(?:is|are|equals)(?: equal to| a total of)?:? (?=\W?[\d.\\])", "", text)
+    return UNIT.sub("", text)
 
 
 def normalize_answer(text):
@@ -81,15 +132,27 @@ def rule(prediction, answer):
     if not p or p.lower() == a.lower():
         return bool(p)
     if re.fullmatch(r"\(?[A-Z]\)?", a):                                   # a choice: "B", "(B)", "B. Paris"
-        choice = re.match(r"\(?([A-Z])(?:[).:]|$)", p)
-        return choice and choice[1] == a.strip("()")
-    u, v = (sorted(normalize_answer(text).split(), key=str.isdigit) for text in (p, a))  # May 3, 1 is 3 May 1
+        choice = re.match(r"(?:.*\b(?i:option|choice|choose|is):? )?[(\[]?([a-zA-Z])"
+                          r"(?![^A-Z]*[,&/dr]\s*\(?[A-Z]\b)(?:[]).:,]|$)", p)       # not "A, B", "A or B"
+        return choice and choice[1].upper() == a.strip("()")
+    p, a = spelled(p), spelled(a)
+    if p.lower() == a.lower():
+        return True
+    if re.search(r"\d_\{?\d", p + " " + a):                              # in a base: 1011_2
+        return len({re.sub(r"[{}\s]", "", text) for text in (p, a)}) == 1 or None
+    u, v = (sorted(normalize_answer(re.sub(r"(?<=\w\w)-(?=\w\w)", " ", text)).split(), key=str.isdigit)
+            for text in (p, a))                                           # May 3, 1 is 3 May 1
     if u and u == v and not FORMULA.search(p + " " + a):
         return True
     if {*u, *v} in ({"yes", "no"}, {"true", "false"}):
         return False
-    words = [WORD.findall(text.lower()) for text in (p, a)]               # one side may go without its unit
-    return None if all(words) and words[0] != words[1] or len(p + a) > 500 else math_library(p, a)
+    words = [[SAME_UNIT.get(w.rstrip("s") or w, w.rstrip("s")) for w in WORD.findall(text.lower())]
+             + re.findall(r"\^\{?-?\d", (UNIT.search(text) or [""])[0]) for text in (p, a)]
+    if all(words) and words[0] != words[1] or HEDGE.search(p + " " + a) or len(p + a) > 500:
+        return None
+    p, a = map(bare, (p, a)) if any(words) else (p, a)                    # 5 cm is 5
+    unclear = WORD.search(p) and WORD.search(a) or TWO.search(p) or TWO.search(a)
+    return None if unclear else math_library(p, a)
 
 
 def check_by_rule(prediction, answers):
@@ -111,23 +174,32 @@ def math_library(*sides):
         print(json.dumps(sides), file=WORKERS[-1].stdin, flush=True)
         reply = WORKERS[-1].stdout.readline()
         if not reply and WORKERS[-1].wait() > 0:
-            raise RuntimeError("math-verify cannot be imported: pip install -r requirements.txt")
+            raise InputError("math-verify cannot be imported: pip install -r requirements.txt")
         return json.loads(reply or "null")
 
 
 def same_formula(sides):
-    """What math-verify says of two texts, after Python's x**2, 1e3, oo and pi are made LaTeX."""
+    """What math-verify says of two texts, after Python's and Unicode's spellings are made LaTeX."""
     from math_verify import parse, verify
-    for pattern, latex in LATEX:
+    sides = [side.translate(SYMBOLS) for side in sides]
+    for pattern, latex in [*LATEX, (MATRIX, matrix)]:
         sides = [re.sub(pattern, latex, side) for side in sides]
+    if {re.sub(r"\\left|\\", "", side)[:1] for side in sides} == {"(", "{"} and "," in sides[0]:
+        return None                                                       # a point is no set
     p, a = (parse(f"${side}$", parsing_timeout=None) for side in sides)
-    if verify(a, p, timeout_seconds=None):
+    if verify(a, p, timeout_seconds=None) or verify(p, a, timeout_seconds=None):
         return True
     if p[0].is_number and a[0].is_number:
         gap, whole = abs(p[0] - a[0]), p[0].is_integer and a[0].is_integer
         if whole or gap > abs(a[0]) / 50:
             return False
         return True if gap < abs(a[0]) / 10**8 else None                  # 14/3 and 4.67 stay open
+
+
+def matrix(match):
+    """[[1, 2], [3, 4]] as LaTeX."""
+    rows = re.findall(r"\[([^][]*)\]", match[1])
+    return r"\begin{pmatrix}" + r"\\".join(row.replace(",", "&") for row in rows) + r"\end{pmatrix}"
 
 
 # ---- replies ----

@@ -8,7 +8,9 @@ import re
 import string
 import subprocess
 import sys
+import threading
 from collections import Counter
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
@@ -409,6 +411,136 @@ def test_ranks_share_the_tasks(tmp_path):
         sorted(p["id"] for p in lines) == [f"t{i}" for i in range(7)]
         and done.stdout.count("100.0 ± 0.0") >= 1
     )
+
+
+# ---- prompts for models that were not trained here, and self-consistent steps ----
+
+class Script:
+    """An engine that says the next of a list of turns; a list in the list: one for each candidate."""
+
+    def __init__(self, *turns):
+        self.turns, self.prompts = list(turns), []
+
+    def play(self, episodes, progress=None, **sampling):
+        said = self.turns.pop(0)
+        for e, content in zip(episodes, said if isinstance(said, list) else [said] * len(episodes)):
+            self.prompts.append(e.messages[0]["content"])
+            e.turn(content)
+
+
+def predictions(out):
+    return [json.loads(line) for line in open(out / "predictions.jsonl", encoding="utf-8")]
+
+
+SUM = [{"id": "1", "question": "What is 2 + 3?", "answer": "5"}]
+
+
+@pytest.fixture
+def one_task(tmp_path):
+    (tmp_path / "sums.jsonl").write_text(json.dumps(SUM[0]) + "\n")
+    return tmp_path / "sums.jsonl"
+
+
+def test_agent_prompt_runs_code_in_tags_or_fences_and_cuts_what_follows(tmp_path, one_task):
+    engine = Script("Let me think.", "<thought>Add.</thought><code>x = 2 + 3\nprint(x)</code>\nObservation: 7",
+                    "```python\nfinal_answer_print(x)\n```")
+    row = run(tmp_path / "out", "--tasks", one_task, "--prompt", "agent", engine=engine)["rows"][0]
+    (p,) = predictions(tmp_path / "out")
+    assert (row["mean"], p["stop"], p["prediction"], p["usage"]["student_calls"]) == (100, "answer", "5", 3)
+    contents = [m["content"] for m in p["messages"]]
+    assert "final_answer_print(answer)" in contents[0] and contents[0].endswith("Question: What is 2 + 3?")
+    assert p["question"] == "What is 2 + 3?" and "neither a program" in contents[2]
+    assert contents[3].endswith("</code>") and contents[4] == "Observation: 5"        # not the invented 7
+
+
+def test_tir_prompt_ends_with_a_box(tmp_path, one_task):
+    engine = Script("First add.\n```python\nprint(2 + 3)\n```\nwhich gives", "So it is \\boxed{5}.")
+    run(tmp_path / "out", "--tasks", one_task, "--prompt", "tir", engine=engine)
+    (p,) = predictions(tmp_path / "out")
+    assert (p["prediction"], p["correct"], p["messages"][2]["content"]) == ("5", True, "Observation: 5")
+    assert "```python" in engine.prompts[0] and p["messages"][1]["content"].endswith("```")
+
+
+def test_cot_prompt_runs_nothing_and_has_one_turn(tmp_path, one_task):
+    run(tmp_path / "a", "--tasks", one_task, "--prompt", "cot",
+        engine=Script("```python\nprint(1)\n```\nSo \\boxed{\\frac{10}{2}}"))
+    (p,) = predictions(tmp_path / "a")
+    assert (p["correct"], len(p["messages"])) == (True, 2)
+    row = run(tmp_path / "b", "--tasks", one_task, "--prompt", "cot", engine=Script("I do not know"))["rows"][0]
+    assert (row["mean"], row["unanswered"]) == (0, 1)
+
+
+def test_steps_run_out(tmp_path, one_task):
+    engine = Script(*["<thought>Again.</thought><code>print(1)</code>"] * 9)
+    row = run(tmp_path / "out", "--tasks", one_task, "--prompt", "agent", "--max-steps", 3, engine=engine)["rows"][0]
+    (p,) = predictions(tmp_path / "out")
+    assert (p["stop"], p["usage"]["student_calls"], row["unanswered"]) == ("max_steps", 4, 1)
+
+
+def test_the_most_frequent_output_wins_and_errors_are_dropped(tmp_path, one_task):
+    code = "<thought>{}</thought><code>{}</code>".format
+    engine = Script(
+        "<first_thought>Add.</first_thought>",
+        [code("a", "x = 6\nprint(x)"), code("b", "x = 1 / 0"), code("c", "x = 5\nprint(x)"), "no code at all",
+         code("e", "y = 5\nx = y\nprint(x)"), code("f", "x = 1 / 0")],
+        [code("g", "x += 1\nprint(x)"), code("h", "final_answer_print(x)"), code("i", "final_answer_print( x )"),
+         code("j", "print(y)"), code("k", "x += 10\nprint(x)"), code("l", "print(z)")])
+    run(tmp_path / "out", "--tasks", one_task, "--self-consistent", 6, engine=engine)
+    (p,) = predictions(tmp_path / "out")
+    said = [m["content"] for m in p["messages"] if m["role"] == "assistant"]
+    assert said[1:] == [code("c", "x = 5\nprint(x)"), code("h", "final_answer_print(x)")]   # 5 twice, 6 once
+    assert p["prediction"] == "5" and p["usage"]["student_calls"] == 18      # no candidate saw another's x
+
+
+def test_if_every_candidate_fails_the_model_sees_an_error(tmp_path, one_task):
+    bad = "<thought>t</thought><code>1 / 0</code>"
+    engine = Script("<first_thought>p</first_thought>", ["hm", bad], ["hm", "hm"])
+    run(tmp_path / "out", "--tasks", one_task, "--self-consistent", 2, engine=engine)
+    (p,) = predictions(tmp_path / "out")
+    assert "ZeroDivisionError" in p["messages"][4]["content"] and p["stop"] == "format"
+
+
+def test_prompts_and_self_consistency_with_a_model(tmp_path, checkpoint, one_task):
+    """An untrained model says nothing of use; the budget of tokens and the counts must hold all the same."""
+    for flags in (["--prompt", "cot"], ["--prompt", "tir", "--self-consistent", 3], ["--self-consistent", 2]):
+        out = tmp_path / "-".join(map(str, flags))
+        row = run(out, "--tasks", one_task, "--model", checkpoint, "--max-tokens", 40, "--max-steps", 2, *flags,
+                  engine=None)["rows"][0]
+        (p,) = predictions(out)
+        assert row["mean"] == 0 and row["unanswered"] + row["truncated"] == 1
+        assert 0 < p["usage"]["student_tokens"] <= 40 * (flags[-1] if isinstance(flags[-1], int) else 1)
+
+
+def test_prompts_with_an_endpoint(tmp_path, one_task):
+    asked = []
+
+    class Endpoint(BaseHTTPRequestHandler):
+        def do_POST(self):
+            body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+            asked.append(body["messages"])
+            text = "```python\nprint(2 + 3)\n```" if len(body["messages"]) == 1 else "\\boxed{5}"
+            reply = {"choices": [{"message": {"content": text}, "finish_reason": "stop"}], "usage": {}}
+            data = json.dumps(reply).encode()
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(data)))
+            self.end_headers()
+            self.wfile.write(data)
+
+        def log_message(self, *_):
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Endpoint)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    row = run(tmp_path / "out", "--tasks", one_task, "--prompt", "tir", "--self-consistent", 3, "--engine", "url",
+              "--student-url", f"http://127.0.0.1:{server.server_port}/v1", engine=None)["rows"][0]
+    server.shutdown()
+    assert row["mean"] == 100 and len(asked) == 6 and asked[-1][2]["content"] == "Observation: 5"
+
+
+def test_greedy_candidates_are_refused(capsys):
+    with pytest.raises(SystemExit):
+        evaluate.parse_args("run --model m --tasks t --out o --greedy --self-consistent 4".split())
+    assert "--self-consistent needs a temperature" in capsys.readouterr().err
 
 
 # ---- tables ----
