@@ -354,18 +354,21 @@ def chart_points(all_results, mps, checkpoints):
     """Yields (section, title, series, [x, y, error, n]) of all that is drawn: as bars where x is a name."""
     mps = [t for t in mps if t["outcome"] != "failed"]
     hard = {t["id"] for t in mps if t["outcome"] == "hard"}
+    only = {row["group"] for results in all_results for row in results["rows"]}
     for results in all_results:
         stage, decoding = results["stage"], results["decoding"]
         unsolved = [p for p in records(results["folder"] / "predictions.jsonl") if p["id"] in hard]
         for row in results["rows"] + ([summarize(unsolved, "hard", {})] if unsolved else []):
-            (name, _, horizon), y = row_name(row).partition(", horizon "), [row["mean"], row["se"], row["n"]]
+            name = row_name(row).removeprefix(f"{row['group']}, " if len(only) == 1 else "")
+            (name, _, horizon), y = name.partition(", horizon "), [row["mean"], row["se"], row["n"]]
             if horizon:
                 yield "Accuracy by horizon", f"{name}, {decoding}", stage, [int(horizon), *y]
                 continue
-            section = "Hard tasks" if row["group"] == "hard" else "Accuracy by stage"     # Figure 3b
-            yield section, f"{name}: {row['metric']}", decoding, [stage, *y]
             if size := re.fullmatch(r"(.+)-n(\d+)", stage):                               # Figure 4
                 yield "Accuracy by data", name, f"{size[1]}, {decoding}", [int(size[2]), *y]
+                continue
+            section = "Hard tasks" if row["group"] == "hard" else "Accuracy by stage"     # Figure 3b
+            yield section, f"{name} ({row['metric']})", decoding, [stage, *y]
     needed = [("hard" if t["id"] in hard else str(t["interventions"]), t.get("kind", "all")) for t in mps]
     kinds = Counter(kind for _, kind in needed)
     for label, kind in itertools.product(sorted({label for label, _ in needed}), sorted(kinds)):   # 3a
@@ -377,7 +380,9 @@ def chart_points(all_results, mps, checkpoints):
             numbers = {f: x for f, x in m.items() if f != "step" and x is not None and math.isfinite(x)}
             for field, x in numbers.items():
                 title = re.match("reward|seconds|.*", field)[0].replace("_", " ")    # one chart for reward…
-                yield f"Training: {folder.name}", title, field, [m["step"], x, 0, 1]
+                section = f"Training: {folder.name}" if "reward" in m else "Training, supervised"
+                title = title if "reward" in m else f"{folder.name}, {title}"
+                yield section, title, field, [m["step"], x, 0, 1]
 
 
 def collect(run_dir):

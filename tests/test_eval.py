@@ -442,7 +442,8 @@ def one_task(tmp_path):
 
 
 def test_agent_prompt_runs_code_in_tags_or_fences_and_cuts_what_follows(tmp_path, one_task):
-    engine = Script("Let me think.", "<thought>Add.</thought><code>x = 2 + 3\nprint(x)</code>\nObservation: 7",
+    engine = Script("Let me think.",
+                    "<thought>Add.</thought><code>x = 2 + 3\nprint(x)</code>\nObservation: 7",
                     "```python\nfinal_answer_print(x)\n```")
     row = run(tmp_path / "out", "--tasks", one_task, "--prompt", "agent", engine=engine)["rows"][0]
     (p,) = predictions(tmp_path / "out")
@@ -466,13 +467,15 @@ def test_cot_prompt_runs_nothing_and_has_one_turn(tmp_path, one_task):
         engine=Script("```python\nprint(1)\n```\nSo \\boxed{\\frac{10}{2}}"))
     (p,) = predictions(tmp_path / "a")
     assert (p["correct"], len(p["messages"])) == (True, 2)
-    row = run(tmp_path / "b", "--tasks", one_task, "--prompt", "cot", engine=Script("I do not know"))["rows"][0]
+    out = run(tmp_path / "b", "--tasks", one_task, "--prompt", "cot", engine=Script("I do not know"))
+    row = out["rows"][0]
     assert (row["mean"], row["unanswered"]) == (0, 1)
 
 
 def test_steps_run_out(tmp_path, one_task):
     engine = Script(*["<thought>Again.</thought><code>print(1)</code>"] * 9)
-    row = run(tmp_path / "out", "--tasks", one_task, "--prompt", "agent", "--max-steps", 3, engine=engine)["rows"][0]
+    flags = ["--prompt", "agent", "--max-steps", 3]
+    row = run(tmp_path / "out", "--tasks", one_task, *flags, engine=engine)["rows"][0]
     (p,) = predictions(tmp_path / "out")
     assert (p["stop"], p["usage"]["student_calls"], row["unanswered"]) == ("max_steps", 4, 1)
 
@@ -483,8 +486,8 @@ def test_the_most_frequent_output_wins_and_errors_are_dropped(tmp_path, one_task
         "<first_thought>Add.</first_thought>",
         [code("a", "x = 6\nprint(x)"), code("b", "x = 1 / 0"), code("c", "x = 5\nprint(x)"), "no code at all",
          code("e", "y = 5\nx = y\nprint(x)"), code("f", "x = 1 / 0")],
-        [code("g", "x += 1\nprint(x)"), code("h", "final_answer_print(x)"), code("i", "final_answer_print( x )"),
-         code("j", "print(y)"), code("k", "x += 10\nprint(x)"), code("l", "print(z)")])
+        [code("g", "x += 1\nprint(x)"), code("h", "final_answer_print(x)"),
+         code("i", "final_answer_print( x )"), code("j", "print(y)"), code("k", "x += 10\nprint(x)"), code("l", "print(z)")])
     run(tmp_path / "out", "--tasks", one_task, "--self-consistent", 6, engine=engine)
     (p,) = predictions(tmp_path / "out")
     said = [m["content"] for m in p["messages"] if m["role"] == "assistant"]
@@ -504,8 +507,8 @@ def test_prompts_and_self_consistency_with_a_model(tmp_path, checkpoint, one_tas
     """An untrained model says nothing of use; the budget of tokens and the counts must hold all the same."""
     for flags in (["--prompt", "cot"], ["--prompt", "tir", "--self-consistent", 3], ["--self-consistent", 2]):
         out = tmp_path / "-".join(map(str, flags))
-        row = run(out, "--tasks", one_task, "--model", checkpoint, "--max-tokens", 40, "--max-steps", 2, *flags,
-                  engine=None)["rows"][0]
+        row = run(out, "--tasks", one_task, "--model", checkpoint, "--max-tokens", 40, "--max-steps", 2,
+                  *flags, engine=None)["rows"][0]
         (p,) = predictions(out)
         assert row["mean"] == 0 and row["unanswered"] + row["truncated"] == 1
         assert 0 < p["usage"]["student_tokens"] <= 40 * (flags[-1] if isinstance(flags[-1], int) else 1)
@@ -531,8 +534,8 @@ def test_prompts_with_an_endpoint(tmp_path, one_task):
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Endpoint)
     threading.Thread(target=server.serve_forever, daemon=True).start()
-    row = run(tmp_path / "out", "--tasks", one_task, "--prompt", "tir", "--self-consistent", 3, "--engine", "url",
-              "--student-url", f"http://127.0.0.1:{server.server_port}/v1", engine=None)["rows"][0]
+    row = run(tmp_path / "out", "--tasks", one_task, "--prompt", "tir", "--self-consistent", 3,
+              "--engine", "url", "--student-url", f"http://127.0.0.1:{server.server_port}/v1", engine=None)["rows"][0]
     server.shutdown()
     assert row["mean"] == 100 and len(asked) == 6 and asked[-1][2]["content"] == "Observation: 5"
 
