@@ -13,6 +13,10 @@ decides the metric. ± is the standard error over tasks. A task without an answe
 unanswered (steps ran out, or a turn broke the grammar), truncated (tokens ran out) or failed (search or
 judge; the next call tries again). The same command resumes a killed run.
 
+Models that were not trained here take part by --prompt agent, tir or cot (the paper's baselines), and
+--self-consistent N takes each step from N candidates: assets/baselines.py. Sizes of data (the paper's
+Figure 4) are read from names: --name sft-n500-greedy stands at 500 in the report.
+
 Differences from the paper: rules compare answers, a judge model (--teacher-url) only where rules cannot
 decide. The paper does not say how many runs it made; --runs is 1.
 """
@@ -59,7 +63,7 @@ def parse_args(argv=None):
     env.add_env_flags(p)
     add = p.add_argument_group("scoring").add_argument
     add("--metric", choices=["auto", "f1", "em", "judge", "rule"], default="auto",
-        help="auto: the benchmark's; judge: rules, then the teacher if given; rule: rules alone (Table 5)")
+        help="auto: the benchmark's; judge: rules, then the teacher, if given; rule: rules alone (Table 5)")
     add("--variant", choices=["arpo", "squad"], default="arpo",
         help="of f1 and em; arpo keeps punctuation, squad drops it and has HotpotQA's yes/no rule")
     judge.add_teacher_flags(p, required=False)
@@ -148,7 +152,8 @@ def score(trajectory, variant="arpo", teacher=None):
         correct = judge.correct_answer(asked, trajectory["question"], prediction, answers)
     except judge.BadReply:
         return dict(score=0.0, correct=False, verdict="failed", metric=metric)
-    return dict(score=float(correct), correct=correct, verdict="right" if correct else "wrong", metric=metric)
+    named = "judge-by-rule" if metric == "judge" and teacher is None else metric
+    return dict(score=float(correct), correct=correct, verdict="right" if correct else "wrong", metric=named)
 
 
 def why_zero(p):
@@ -290,6 +295,8 @@ def run(args, engine=None):
         found = merge(args.out)
         sampling = f"temperature {args.temperature}, top-p {args.top_p}, top-k {args.top_k}"
         decoding, sampling = ("sampled", sampling) if args.temperature else ("greedy", "greedy")
+        sampling += f", prompt {args.prompt}" * (args.prompt != "react")
+        sampling += f", {args.self_consistent} candidates a step" * (args.self_consistent > 1)
         results = dict(name=args.name or args.out.absolute().name, model=args.model, runs=args.runs,
                        decoding=decoding, sampling=sampling,
                        rows=result_rows([found[key] for key in wanted]))
@@ -357,18 +364,18 @@ def chart_points(all_results, mps, checkpoints):
     only = {row["group"] for results in all_results for row in results["rows"]}
     for results in all_results:
         stage, decoding = results["stage"], results["decoding"]
+        size = re.fullmatch(r"(.+)-n(\d+)", stage)                                        # sft-n500
         unsolved = [p for p in records(results["folder"] / "predictions.jsonl") if p["id"] in hard]
         for row in results["rows"] + ([summarize(unsolved, "hard", {})] if unsolved else []):
             name = row_name(row).removeprefix(f"{row['group']}, " if len(only) == 1 else "")
             (name, _, horizon), y = name.partition(", horizon "), [row["mean"], row["se"], row["n"]]
-            if horizon:
-                yield "Accuracy by horizon", f"{name}, {decoding}", stage, [int(horizon), *y]
-                continue
-            if size := re.fullmatch(r"(.+)-n(\d+)", stage):                               # Figure 4
+            if size and not horizon:                                                      # Figure 4
                 yield "Accuracy by data", name, f"{size[1]}, {decoding}", [int(size[2]), *y]
-                continue
-            section = "Hard tasks" if row["group"] == "hard" else "Accuracy by stage"     # Figure 3b
-            yield section, f"{name} ({row['metric']})", decoding, [stage, *y]
+            elif horizon and not size:
+                yield "Accuracy by horizon", f"{name}, {decoding}", stage, [int(horizon), *y]
+            elif not horizon:
+                section = "Hard tasks" if row["group"] == "hard" else "Accuracy by stage"     # Figure 3b
+                yield section, f"{name} ({row['metric']})", decoding, [stage, *y]
     needed = [("hard" if t["id"] in hard else str(t["interventions"]), t.get("kind", "all")) for t in mps]
     kinds = Counter(kind for _, kind in needed)
     for label, kind in itertools.product(sorted({label for label, _ in needed}), sorted(kinds)):   # 3a
@@ -388,7 +395,8 @@ def chart_points(all_results, mps, checkpoints):
 def collect(run_dir):
     """-> (panels of charts with their series of points, results, trajectories by source)."""
     def order(name):                                     # base, bc, sft, sft-n500, rl
-        return "base bc mps sft dpo rl".find(name.split("-")[0]), name
+        known = "base bc mps sft dpo grpo rl".split()
+        return (known + [name.split("-")[0]]).index(name.split("-")[0]), name
     run_dir, panels = Path(run_dir), {}
     mps = records(run_dir / "mps.jsonl") or records(run_dir / "mps" / "mps.jsonl")
     checkpoints = sorted(run_dir.glob("ckpt/*"), key=lambda folder: order(folder.name))

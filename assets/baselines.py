@@ -22,7 +22,7 @@ import judge
 from assets.rules import core
 
 PROGRAM = re.compile(r"(?:<code>\s*)?```(?:py\w*)?[ \t]*\n(.*?)```|<code>(.*?)</code>", re.DOTALL)
-NEITHER = env.Observation(r"Error: there is neither a program to run nor a final answer.", None, True)
+NEITHER = env.Observation("Error: there is neither a program to run nor a final answer.", None, True)
 
 
 class Candidate(env.Episode):
@@ -61,21 +61,22 @@ def rollout(engine, tasks, prompt, n, *, max_steps, max_tokens, search=None, pro
     length = lambda messages: len(engine.chat.encode(messages)[0]) if hasattr(engine, "chat") else 0
     usage, now, live = [Counter() for _ in tasks], [], list(range(len(tasks)))
     for task in tasks:
-        first = [{"role": "user", "content": text.replace("{question}", task["question"])}]
-        now.append(Candidate(prompt, task, first, env.Interpreter(search), max_tokens))
-    first = [length(c.messages) for c in now]
+        messages = [{"role": "user", "content": text.replace("{question}", task["question"])}]
+        now.append(Candidate(prompt, task, messages, env.Interpreter(search), max_tokens))
+    prompt_tokens = [length(c.messages) for c in now]
 
     for step in range(max_steps + 1):                                     # step 0 may be a plan
         played = {}
         for i in live:
-            room, before = max_tokens - length(now[i].messages) + first[i], now[i]
+            before, room = now[i], max_tokens - (length(now[i].messages) - prompt_tokens[i])
             if room < 1:
                 before.stop = "max_tokens"
                 continue
             played[i] = [Candidate(prompt, tasks[i], before.messages, before.interpreter.fork() if n > 1
                                    else before.interpreter, room) for _ in range(n)]
-        engine.play([c for candidates in played.values() for c in candidates],
-                    seed=hash((seed, step)) & 0x7fffffff, **sampling)
+        if played:
+            engine.play([c for candidates in played.values() for c in candidates],
+                        seed=hash((seed, step)) & 0x7fffffff, **sampling)
         for i, candidates in played.items():
             usage[i].update(student_calls=n, student_tokens=sum(sum(c.loss_mask) for c in candidates))
             last, now[i] = now[i], modal(candidates)

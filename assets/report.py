@@ -62,7 +62,8 @@ def draw_lines(ax, series):
         few = len(x) <= 12
         ax.errorbar(x, y, yerr=error if any(error) else None, label=name.replace("_", " "),
                     color=COLORS[i % 6], linewidth=1.6 if few else 1, marker="o" if few else None,
-                    markersize=4 + 2 * (len(series) - 1 - i), clip_on=False)         # equal points are rings
+                    linestyle="--" if i > 5 else "-", clip_on=False,
+                    markersize=4 if len(series) > 4 else 2 + 2 * (len(series) - i))    # equal points: rings
     ax.set_xticks(x if few else [x[0], x[len(x) // 2], x[-1]])
 
 
@@ -84,8 +85,10 @@ def draw(panels, path):
         ax.tick_params(length=0, labelsize=9, colors="#5b6470")
         ax.set_axisbelow(True)
         if len(series) > 1:
-            ax.legend(fontsize=8, frameon=False, ncols=min(3, len(series)), loc="lower right",
-                      bbox_to_anchor=(1.02, 1), borderpad=0, columnspacing=1, handlelength=1)
+            beside = dict(ncols=4, loc="lower right", bbox_to_anchor=(1.02, 1))
+            below = dict(ncols=3, loc="upper center", bbox_to_anchor=(0.5, -0.1))
+            ax.legend(fontsize=8, frameon=False, borderpad=0, columnspacing=1, handlelength=1,
+                      **beside if len(series) < 5 else below)
     figure.savefig(path, dpi=110)
 
 

@@ -100,6 +100,12 @@ def spelled(text):
     return re.sub(r"(?<![\w\\])" + ROMAN.pattern + "|^[ivx]{2,}$", number, text)
 
 
+def matrix(match):
+    """[[1, 2], [3, 4]] as LaTeX."""
+    rows = re.findall(r"\[([^][]*)\]", match[1])
+    return r"\begin{pmatrix}" + r"\\".join(row.replace(",", "&") for row in rows) + r"\end{pmatrix}"
+
+
 def bare(text):
     """A quantity without "x is equal to" before it and its unit after it."""
     text = re.sub(r"(?i)^[\w\s]*\b(?:is|are|equals)(?: equal to| a total of)?:? (?=\W?[\d.\\])", "", text)
@@ -194,12 +200,6 @@ def same_formula(sides):
         if whole or gap > abs(a[0]) / 50:
             return False
         return True if gap < abs(a[0]) / 10**8 else None                  # 14/3 and 4.67 stay open
-
-
-def matrix(match):
-    """[[1, 2], [3, 4]] as LaTeX."""
-    rows = re.findall(r"\[([^][]*)\]", match[1])
-    return r"\begin{pmatrix}" + r"\\".join(row.replace(",", "&") for row in rows) + r"\end{pmatrix}"
 
 
 # ---- replies ----

@@ -1,7 +1,7 @@
 """The two pictures of the README from a run's report: python tests/screenshot.py RUN assets
 
-report.png is the page in a headless chromium at 1280 pixels, at a trajectory with one correction; accuracy.png
-is the run's plots/accuracy-by-stage.png. Both with 256 colours.
+report.png is the page in a headless chromium, 1280 pixels wide, at a trajectory with one correction;
+accuracy.png is the run's plots/accuracy-by-stage.png. Both with 256 colours.
 """
 import os
 import shutil
@@ -13,7 +13,9 @@ from selenium.webdriver.support.ui import WebDriverWait
 
 SHOW = """
 for (const [name, value] of [["source", "mps"], ["outcome", "solved"], ["corrections", "1"]]) {
-  document.getElementById("filter-" + name).value = value; document.getElementById("filter-" + name).onchange();
+  const filter = document.getElementById("filter-" + name);
+  filter.value = value;
+  filter.onchange();
 }
 document.querySelector("#browser").scrollIntoView(); window.scrollBy(0, -8);"""
 
@@ -26,7 +28,8 @@ def main(run_dir, out):
     size = dict(width=1280, height=900, deviceScaleFactor=1, mobile=False)
     browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
     browser.get("file://" + os.path.abspath(os.path.join(run_dir, "report.html")))
-    WebDriverWait(browser, 20).until(lambda b: b.execute_script("return document.body.dataset.ready") == "yes")
+    ready = "return document.body.dataset.ready === 'yes'"
+    WebDriverWait(browser, 20).until(lambda browser: browser.execute_script(ready))
     browser.execute_script(SHOW)
     browser.save_screenshot(os.path.join(out, "report.png"))
     browser.quit()

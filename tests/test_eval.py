@@ -178,9 +178,9 @@ def tasks_file(path, n=6, **extra):
 @pytest.mark.parametrize(
     "name, metric, n",
     [
-        ("aime24", "judge", 30),
-        ("aime25", "judge", 30),
-        ("math500", "judge", 500),
+        ("aime24", "judge-by-rule", 30),
+        ("aime25", "judge-by-rule", 30),
+        ("math500", "judge-by-rule", 500),
         ("hotpotqa", "f1-arpo", 200),
         ("bamboogle", "f1-arpo", 125),
     ],
@@ -214,10 +214,22 @@ def test_every_field_name_of_the_public_sets(tmp_path, monkeypatch):
         fake_rollout(lambda t: {"Who?": "Anna", "2 + 2?": "4", "1 + 1?": "2", "3?": "3"}[t["question"]]),
     )
     rows = run(tmp_path / "out", "--tasks", path)["rows"]
-    assert [evaluate.row_name(r) for r in rows] == ["GAIA", "GAIA-2"] and [r["mean"] for r in rows] == [
-        100,
-        100,
-    ]
+    assert [(evaluate.row_name(r), r["mean"]) for r in rows] == [("GAIA", 100), ("GAIA-2", 100)]
+    monkeypatch.setattr(env, "rollout", fake_rollout(lambda t: None))
+    rows = run(tmp_path / "silence", "--tasks", path)["rows"]
+    assert [(r["mean"], r["unanswered"]) for r in rows] == [(0, 4), (0, 1)]
+
+
+@pytest.mark.parametrize("name", ["math_seed", "search_seed"])
+def test_oracle_on_the_release_s_seeds(name, tmp_path, monkeypatch):
+    path = os.path.join(BENCH, "..", "score_release", f"{name}.jsonl")
+    if not os.path.exists(path):
+        pytest.skip(f"{path} is not there")
+    monkeypatch.setattr(env, "rollout", fake_rollout(lambda t: t["answer"]))
+    row = run(tmp_path / "oracle", "--tasks", path)["rows"][0]
+    assert (row["n"], row["mean"]) == (400, 100)
+    monkeypatch.setattr(env, "rollout", fake_rollout(lambda t: None))
+    assert run(tmp_path / "silence", "--tasks", path)["rows"][0]["mean"] == 0
 
 
 @pytest.mark.parametrize(
@@ -487,7 +499,8 @@ def test_the_most_frequent_output_wins_and_errors_are_dropped(tmp_path, one_task
         [code("a", "x = 6\nprint(x)"), code("b", "x = 1 / 0"), code("c", "x = 5\nprint(x)"), "no code at all",
          code("e", "y = 5\nx = y\nprint(x)"), code("f", "x = 1 / 0")],
         [code("g", "x += 1\nprint(x)"), code("h", "final_answer_print(x)"),
-         code("i", "final_answer_print( x )"), code("j", "print(y)"), code("k", "x += 10\nprint(x)"), code("l", "print(z)")])
+         code("i", "final_answer_print( x )"), code("j", "print(y)"),
+         code("k", "x += 10\nprint(x)"), code("l", "print(z)")])
     run(tmp_path / "out", "--tasks", one_task, "--self-consistent", 6, engine=engine)
     (p,) = predictions(tmp_path / "out")
     said = [m["content"] for m in p["messages"] if m["role"] == "assistant"]
@@ -534,8 +547,9 @@ def test_prompts_with_an_endpoint(tmp_path, one_task):
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Endpoint)
     threading.Thread(target=server.serve_forever, daemon=True).start()
+    url = f"http://127.0.0.1:{server.server_port}/v1"
     row = run(tmp_path / "out", "--tasks", one_task, "--prompt", "tir", "--self-consistent", 3,
-              "--engine", "url", "--student-url", f"http://127.0.0.1:{server.server_port}/v1", engine=None)["rows"][0]
+              "--engine", "url", "--student-url", url, engine=None)["rows"][0]
     server.shutdown()
     assert row["mean"] == 100 and len(asked) == 6 and asked[-1][2]["content"] == "Observation: 5"
 
