@@ -44,7 +44,8 @@ SAME_UNIT = {name: names.split()[0] for names in (
     "in inch inche", "ft foot feet", "yd yard", "mi mile", "g gram", "kg kilogram", "lb pound",
     "l liter litre", "ml milliliter millilitre", "sec second s", "min minute", "hr hour h")
     for name in names.split()}
-ROMAN = re.compile(r"(?:(?<=[a-z] )[IVX]|(?=[IVXLCDM]{2})M{0,3}(?:C[MD]|D?C{0,3})(?:X[CL]|L?X{0,3})"
+ROMAN = re.compile(r"(?:(?<=[a-z] )(?<!(?:and|sin|cos|tan|log) )(?<!(?:or|is|of|by|as|in) )[IVX]|"
+                   r"(?=[IVXLCDM]{2})M{0,3}(?:C[MD]|D?C{0,3})(?:X[CL]|L?X{0,3})"
                    r"(?:I[XV]|V?I{0,3}))(?!\w)")
 NUMBERS = {word: n for n, word in enumerate(
     "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen "
