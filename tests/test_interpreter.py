@@ -99,6 +99,26 @@ OBSERVATIONS = {
     "time zones": ("import zoneinfo, datetime\nprint(datetime.datetime(2024, 7, 1, tzinfo="
                    "zoneinfo.ZoneInfo('Europe/Paris')).utcoffset())", "2:00:00"),
     "lazy library import": ("import sympy.physics.units as u\nprint(u.meter)", "meter"),
+    "scratch file": ("open('a.txt', 'w').write('é')\nopen('a.txt', 'a').write('b')\nprint(open('a.txt').read())", "éb"),
+    "scratch folder": ("import os\nos.makedirs('a/b')\nopen('a/x', 'wb').close(); os.rename('a/x', 'a/b/y')\n"
+                       "os.listdir('a'), os.listdir('a/b'), os.path.exists('a/x'), os.getcwd()",
+                       "(['b'], ['y'], False, '/scratch')"),
+    "scratch path": ("from pathlib import Path\nPath('p').write_text('12')\nPath('p').exists(), Path('q').exists(), "
+                     "Path('p').stat().st_size, Path('p').read_bytes(), Path('p').unlink(), Path('p').exists()",
+                     "(True, False, 2, b'12', None, False)"),
+    "temporary file": ("import tempfile\nwith tempfile.NamedTemporaryFile('w', suffix='.txt') as f: f.write('a')\n"
+                       "with tempfile.TemporaryDirectory() as d: open(d + '/x', 'w').close()\nopen(f.name).read()", "'a'"),
+    "numpy files": ("import numpy as np\nnp.savetxt('m.csv', np.eye(2)); np.save('m.npy', np.loadtxt('m.csv'))\n"
+                    "print(np.load('m.npy').tolist())", "[[1.0, 0.0], [0.0, 1.0]]"),
+    "threads": ("import threading\nxs = []\nts = [threading.Thread(target=xs.append, args=(i,)) for i in range(3)]\n"
+                "for t in ts: t.start()\nfor t in ts: t.join()\nxs, ts[0].is_alive()", "([0, 1, 2], False)"),
+    "thread pool": ("from concurrent.futures import *\nwith ThreadPoolExecutor(4) as pool:\n"
+                    "    fs = [pool.submit(pow, 2, i) for i in range(3)]\n    print(list(pool.map(str, range(2))))\n"
+                    "sorted(f.result() for f in as_completed(fs)), list(ProcessPoolExecutor().map(abs, [-1]))",
+                    "['0', '1']\n([1, 2, 4], [1])"),
+    "asyncio in threads": ("import asyncio\nasync def f(): return await asyncio.gather(asyncio.to_thread(pow, 2, 3))\n"
+                           "asyncio.run(f())", "[8]"),
+    "kept stream": ("import logging; logging.basicConfig(); logging.warning('w')", "WARNING:root:w"),
     "search without a backend": ("web_search('x')", "Error: there is no web search here."),
 }
 
@@ -310,14 +330,12 @@ CRASHES = {                                                # each ends in an err
     "exec": "import os; os.execv('/bin/true', ['true'])",
     "os.system": "import os; assert os.system('id') == 0",
     "multiprocessing": "import multiprocessing as m; p = m.Process(target=print); p.start()",
-    "thread": "import threading; threading.Thread(target=print).start()",
-    "executor": "from concurrent.futures import ThreadPoolExecutor as T; T().submit(print)",
+    "thread": "import _thread; _thread.start_new_thread(print, ())",
     "more file descriptors": "import os; x = [os.pipe() for _ in range(10**5)]",
     "new limits": "import resource; resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64))",
     "kill itself": "import os; os.kill(os.getpid(), 9)",
     "timer": "import signal; signal.setitimer(signal.ITIMER_REAL, 0.01)",
     "shared memory": "from multiprocessing.shared_memory import SharedMemory; SharedMemory(create=True, size=10)",
-    "temporary file": "import tempfile; tempfile.NamedTemporaryFile()",
     "memory file": "import os; os.memfd_create('x')",
     "evil print": "class S(str):\n    def __getitem__(self, k): return 5\nprint(S('a')); print(b'', file=5)",
     "system exit": "raise SystemExit",
@@ -332,7 +350,7 @@ def test_crashes(py, name):
     assert name == "breaks json" or name == "no recursion allowed" or seen.error, seen
     py.run("1")                                            # may find it dead; then it is started again
     assert py.run("keep").text == "1"
-    assert eventually(lambda: len(children(os.getpid())) <= before)
+    assert eventually(lambda: len(children(os.getpid())) <= before + 1)          # one session waits to be needed
 
 
 BREAKOUTS = {                                              # each must raise: what follows it prints the secret
@@ -343,9 +361,9 @@ BREAKOUTS = {                                              # each must raise: wh
     "the repository": "open('{repo}/env.py').read()",
     "the sandbox": "open('{repo}/assets/sandbox.py').read()",
     "imports the repository": "import env",
-    "imports the sandbox": "import assets.sandbox",
-    "imports what is beside the sandbox": "import sandbox",
-    "the repository on the path": "import sys; sys.path[:0] = ['{repo}', '{repo}/assets']; import sandbox",
+    "imports the sandbox": "import assets.zygote",
+    "imports what is beside the sandbox": "import zygote",
+    "the repository on the path": "import sys; sys.path[:0] = ['{repo}', '{repo}/assets']; import zygote",
     "passwords": "open('/etc/passwd').read()",
     "own environment": "import os; assert 'PLANTED_KEY' in os.environ",
     "environ in /proc": "open('/proc/{pid}/environ').read()",
@@ -428,8 +446,8 @@ def find_socket(then):
 def test_forged_messages_break_only_their_session(py, then):
     py.run("x = 1")
     py.run(find_socket(then))
-    later = [py.run(f"print({i})") for i in range(4)]      # may cost steps, cannot shift the answers
-    assert later[-1].text == "3" and all(o.text == str(i) or o.error for i, o in enumerate(later))
+    later = [py.run(f"print({i})") for i in range(8)]      # may cost steps, cannot shift the answers
+    assert later[-1].text == "7" and all(o.text == str(i) or o.error for i, o in enumerate(later))
     assert all(o.answer is None for o in later)
 
 
@@ -477,7 +495,7 @@ def test_everything_dies_with_the_trainer(how):
     else:
         trainer.kill()
     trainer.wait(10)
-    orphans = lambda: [p for p in family if os.path.exists(f"/proc/{p}") and b"sandbox.py" in
+    orphans = lambda: [p for p in family if os.path.exists(f"/proc/{p}") and b"zygote.py" in
                        pathlib.Path(f"/proc/{p}/cmdline").read_bytes()]
     assert eventually(lambda: not orphans())
     for pid in family:                                     # the trainer's own fork, which sleeps
@@ -496,7 +514,7 @@ def test_closing_and_collecting_end_processes():
     py[0].close(), py[0].close()
     assert py[0].run("5").text == "5"                      # a closed interpreter starts again where it was
     del py
-    assert eventually(lambda: children(os.getpid()) <= base)
+    assert eventually(lambda: len(children(os.getpid())) <= len(base) + 1)       # one session waits to be needed
 
 
 def test_the_zygote_restarts():
@@ -580,11 +598,11 @@ def copy_of_env(folder):
 def without(tmp_path, *replacements):
     """A copy of env.py and its sandbox, which makes system calls with numbers that do not exist."""
     copy_of_env(tmp_path)
-    source = (ROOT / "assets" / "sandbox.py").read_text()
+    source = (ROOT / "assets" / "zygote.py").read_text()
     for old, new in replacements:
         assert source.count(old) == 1
         source = source.replace(old, new)
-    (tmp_path / "assets" / "sandbox.py").write_text(source)
+    (tmp_path / "assets" / "zygote.py").write_text(source)
     return tmp_path
 
 
