@@ -110,6 +110,8 @@ class Zygote:
                 self.control.sendall(b"+")
                 pid, (fd,), *_ = socket.recv_fds(self.control, 16, 1)
             sock = socket.socket(fileno=fd)
+            if int(pid) < 0:
+                raise ChildProcessError("no memory or no process is left")
             sock.set_inheritable(False)
             sock.sendall(b"%d\n" % memory)
             return sock, int(pid), os.pidfd_open(int(pid)) if LINUX else None
@@ -131,10 +133,10 @@ def waited(pid):
 def receive(sock, seconds, pid):
     """One JSON line of a session, which may send anything at any pace. -> it, the seconds that are left
 
-    Waiting for a core is not counted, up to twice the time, so that a busy machine does not change observations.
+    Waiting for a core is not counted, up to the same time again, so that a busy machine does not change observations.
     """
     line, end, before = b"", time.monotonic() + seconds, waited(pid)
-    left = lambda: end - time.monotonic() + min(waited(pid) - before, 2 * seconds)
+    left = lambda: end - time.monotonic() + min(waited(pid) - before, seconds)
     while not line.endswith(b"\n"):
         now = max(end - time.monotonic(), 0) or left()
         if now <= 0.01:

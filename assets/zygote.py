@@ -189,12 +189,13 @@ def zygote(mode, preload):
 
 class Output(io.TextIOBase):
     """What was printed: the first and last MAX_OUTPUT / 2 characters, and the count of those between."""
-    encoding = "utf-8"
+    encoding, reconfigure = "utf-8", lambda self, **options: None
 
     def __init__(self):
         self.clear()
 
     def clear(self):
+        vars(self).clear()                                 # also what model code put there
         self.head, self.tail, self.total = [], "", 0
 
     def write(self, text):
@@ -339,7 +340,7 @@ def execute(code, name, scope):
     for node in (node for node in tree.body if isinstance(node, ast.Expr)):
         searches = isinstance(node.value, ast.Call) and getattr(node.value.func, "id", None) == "web_search"
         if searches or node is tree.body[-1]:
-            show = ast.Call(ast.Name("__show__", ast.Load()), [node.value], [])
+            show = ast.Call(ast.Name("<show>", ast.Load()), [node.value], [])
             node.value = ast.copy_location(show, node.value)
     exec(compile(ast.fix_missing_locations(tree), name, "exec"), scope)
 
@@ -350,7 +351,7 @@ def describe(error):
     report.stack[:] = [frame for frame in report.stack if frame.filename.startswith("<step ")][-6:]
     text = "".join(report.format(chain=False))
     if isinstance(error, PermissionError) or "start new thread" in text:
-        text += "(The interpreter has no network or processes, and files only in its current folder.)\n"
+        text += "(The interpreter has no network and no processes, and files only in its current folder.)\n"
     if isinstance(error, EOFError):
         text += "(Nobody answers input() here.)\n"
     return text
@@ -368,9 +369,11 @@ def session(sock, loaded, seal):
     random.seed(0)
     if "numpy" in sys.modules:
         sys.modules["numpy"].random.seed(0)
-    sys.modules["__main__"], sys.argv, sys.stdin = types.ModuleType("__main__"), [""], io.StringIO()
-    scope, answers, found, lines = vars(sys.modules["__main__"]), [], set(), sock.makefile("rb")
-    out, send = Output(), lambda message: sock.sendall(json.dumps(message).encode() + b"\n")
+    sys.argv, sys.stdin, sys.modules["builtins"] = [""], io.StringIO(), types.ModuleType("builtins")
+    names = vars(sys.modules["builtins"])                  # patched, they are patched for model code only
+    names.update(vars(builtins))
+    main, answers, found, lines, out = types.ModuleType("__main__"), [], set(), sock.makefile("rb"), Output()
+    send = lambda message: sock.sendall(json.dumps(message).encode() + b"\n")
 
     def web_search(query):
         """Search the web. -> the text of the results"""
@@ -400,10 +403,11 @@ def session(sock, loaded, seal):
         for name, code, replies in steps:                  # replies: the recorded ones; None in a new step
             out.clear()
             answers.clear()
-            sys.stdout, sys.stderr, builtins.__show__, error = out, out, show, False
-            scope.update(web_search=web_search, final_answer_print=final_answer_print, __builtins__=builtins)
+            sys.stdout, sys.stderr, sys.modules["__main__"], error = out, out, main, False
+            names["<show>"], main.__name__, main.__builtins__ = show, "__main__", names
+            main.web_search, main.final_answer_print = web_search, final_answer_print
             try:
-                execute(code, name, scope)
+                execute(code, name, vars(main))
             except BaseException as exception:
                 error = True
                 out.write("\n" * (out.text()[-1:] not in ("", "\n")) + describe(exception))
