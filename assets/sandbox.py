@@ -1,15 +1,15 @@
 """The sandbox of env.py: a Python interpreter that model-written code cannot break, fork or cheat.
 
-Trainer -> zygote -> one sealed process per `Interpreter`. This file is the trainer's side, zygote.py the other:
-a process with a clean environment that has numpy and sympy warm, gives up its rights, forks sessions ahead of
-need and runs no model code. Covered, in layers, each tried out at start-up and its absence reported on stderr:
+Trainer -> zygote -> one sealed process per `Interpreter`. This file is the trainer's side, zygote.py the
+other: a process with a clean environment that has numpy and sympy warm, gives up its rights, forks sessions
+ahead of need and runs no model code. Covered, in layers, each tried at start-up, its absence said on stderr:
 - a clean process: no environment variables, memory or files of the trainer; no capabilities, even for root;
 - Landlock: only Python, its libraries and time zones can be opened, read-only. Without it no file can be
   opened at all, so code can import only what the zygote has loaded;
 - seccomp: compute, and use the one socket; no other socket, writing, process, thread or signal;
 - limits on memory, open files and processor time; the trainer bounds the seconds and the output of a step.
 A session is killed when its `Interpreter` ends; zygote and sessions die with the trainer, however it dies.
-Files that code writes in its current folder are in its own memory. Threads run one after the other, at start().
+Files that code writes in its current folder are in its own memory. Threads run in turn, each at its start().
 Not covered: bugs of the kernel; whether a path exists (stat works); covert channels by timing. Elsewhere than
 on Linux only `--sandbox off` works: a plain child process that can do whatever its user can.
 
@@ -86,8 +86,9 @@ class Zygote:
         packages = os.pathsep.join(path for path in sys.path if path.endswith("-packages"))
         inherited = {"PYTHONPATH": packages, "LD_LIBRARY_PATH": os.environ.get("LD_LIBRARY_PATH", "")}
         self.process = subprocess.Popen(
-            [sys.executable, os.path.abspath(zygote.__file__), SANDBOX, "preload" if PRELOAD else ""], cwd="/",
-            env=CLEAN_ENV | inherited, start_new_session=True, stdin=child, stdout=subprocess.DEVNULL)
+            [sys.executable, os.path.abspath(zygote.__file__), SANDBOX, "preload" if PRELOAD else ""],
+            env=CLEAN_ENV | inherited, cwd="/", start_new_session=True,
+            stdin=child, stdout=subprocess.DEVNULL)
         child.close()
         ready = self.control.recv(1)
         if not ready or ready == b"-" and SANDBOX == "strict":
@@ -133,7 +134,7 @@ def waited(pid):
 def receive(sock, seconds, pid):
     """One JSON line of a session, which may send anything at any pace. -> it, the seconds that are left
 
-    Waiting for a core is not counted, up to the same time again, so that a busy machine does not change observations.
+    Waiting for a core does not count, up to the same time again: a busy machine shall not change results.
     """
     line, end, before = b"", time.monotonic() + seconds, waited(pid)
     left = lambda: end - time.monotonic() + min(waited(pid) - before, seconds)
@@ -191,7 +192,7 @@ class Interpreter:
             return Observation(f"Error: the code is longer than {MAX_CODE} characters.", None, True)
         replies = []
         try:
-            if self.end and self.owner != os.getpid():     # a fork of the trainer: the session is its parent's
+            if self.end and self.owner != os.getpid():     # a fork of the trainer: the session is not its own
                 self.close()
             if not self.end:
                 self.start()

@@ -116,7 +116,7 @@ def add_env_flags(parser):
                    help="auto names missing layers of isolation, strict refuses to run without them, "
                         "off runs code unsealed")
     g.add_argument("--preload", action=argparse.BooleanOptionalAction, default=True,
-                   help="have numpy and sympy loaded in every interpreter; without, one starts in half the time")
+                   help="have numpy and sympy loaded in every interpreter; without, starting one takes half")
 
 
 def search_from_args(args):

@@ -2,11 +2,30 @@
 
 The zygote is this file, exec'd with a clean environment. It imports and warms numpy and sympy, gives up its
 rights and always has one session forked and waiting; it runs no model code. A session serves the steps of one
-`Interpreter`. What the kernel refuses it is refused for good; what code plausibly needs of it is imitated inside
-the session, without any right: files in a scratch folder, in memory, and threads, one after the other.
+`Interpreter`. What the kernel refuses stays refused; what honest code needs of that is imitated in the
+session, without any right: files in a scratch folder (in memory), threads (one after the other).
 """
-import ast, asyncio, builtins, concurrent.futures.thread, ctypes, gc, io, json, linecache, os, platform, random
-import resource, select, signal, socket, struct, sys, tempfile, threading, traceback, types
+import ast
+import builtins
+import concurrent.futures.thread
+import ctypes
+import gc
+import io
+import json
+import linecache
+import os
+import platform
+import random
+import resource
+import select
+import signal
+import socket
+import struct
+import sys
+import tempfile
+import threading
+import traceback
+import types
 from contextlib import suppress
 
 MAX_OUTPUT = 10_000      # characters of an observation or a search reply; the middle of a longer one is cut
@@ -27,7 +46,8 @@ factor(x**3 - 6*x**2 + 11*x - 6); expand((x + y)**4); apart(1 / (x**2 - 1)); Pol
 simplify(sin(x)**2 + cos(x)**2); simplify(tan(pi / 8)); diff(sqrt(x) * log(x), x); limit(sin(x) / x, x, 0)
 integrate(x * exp(x), x); integrate(1 / (x**2 + 1), (x, 0, oo)); series(exp(x), x, 0, 4)
 Matrix([[2, 1], [1, 3]]).eigenvals(); Matrix([[2, 1], [1, 3]]).inv(); Point(0, 0).distance(Point(3, 4))
-nsolve(cos(x) - x, 1); factorint(360); isprime(97); binomial(10, 3); summation(n, (n, 1, 9)); lambdify(x, x)(3)"""]
+nsolve(cos(x) - x, 1); factorint(360); isprime(97); binomial(10, 3); summation(n, (n, 1, 9))
+lambdify(x, x)(3)"""]
 
 # The system calls a session may make: name, number on x86_64, number on aarch64 (-: it has none).
 CALLS = """
@@ -138,7 +158,7 @@ def lock_up():
 
 
 def zygote(mode, preload):
-    """Get ready, tell if all layers are there, then hand out a session for each byte that arrives on stdin."""
+    """Get ready, tell if all layers are there, then hand out a session for each byte that stdin brings."""
     control = socket.socket(fileno=os.dup(0))
     os.dup2(1, 0)                                          # /dev/null
     here = os.path.dirname(os.path.abspath(__file__))
@@ -169,7 +189,7 @@ def zygote(mode, preload):
         ours, theirs = socket.socketpair()
         try:
             pid = os.fork()
-        except OSError:                                    # no process, no memory: perhaps there is, next time
+        except OSError:                                    # no process or memory; perhaps the next time
             pid = -1
         if not pid:
             try:
@@ -180,7 +200,7 @@ def zygote(mode, preload):
                 os._exit(1)
         theirs.close()
         if select.select(watched, [], [])[0] != watched[:1] or not control.recv(1):
-            os._exit(0)                                    # the trainer is gone, and with this go the sessions
+            os._exit(0)                                    # the trainer is gone; the sessions follow
         socket.send_fds(control, [b"%d" % pid], [ours.fileno()])
         ours.close()
 
@@ -241,7 +261,7 @@ class File(io.BytesIO):
 def imitate_files(folder="/scratch"):
     """Give open() and common functions of os a current folder that exists only in this process's memory.
 
-    Nothing is written anywhere, and all other paths go to the real functions, which the kernel lets open or not.
+    Nothing is written anywhere. All other paths go to the real functions, to be refused by the kernel or not.
     """
     files, folders, real = {}, {folder}, types.SimpleNamespace(**vars(os))
     real.open = io.open
@@ -362,8 +382,9 @@ def session(sock, loaded, seal):
     if LINUX:
         ctypes.CDLL(None).prctl(1, signal.SIGKILL, 0, 0, 0)                # PR_SET_PDEATHSIG: of the zygote
     os.dup2(1, 2)                                          # /dev/null instead of the trainer's stderr
-    os.urandom = random._urandom = random.Random(0).randbytes      # a replay must draw the same numbers: secrets,
-    seed = random.Random.seed                                      # default_rng, unseeded generators
+    # A replay must draw the same numbers, also in secrets, default_rng() and unseeded generators.
+    os.urandom, seed = random.Random(0).randbytes, random.Random.seed
+    random._urandom = os.urandom
     random.Random.seed = lambda self, a=None, *v: seed(self, os.urandom(16) if a is None else a, *v)
     random.seed = random._inst.seed
     random.seed(0)

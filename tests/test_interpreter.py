@@ -100,25 +100,26 @@ OBSERVATIONS = {
     "time zones": ("import zoneinfo, datetime\nprint(datetime.datetime(2024, 7, 1, tzinfo="
                    "zoneinfo.ZoneInfo('Europe/Paris')).utcoffset())", "2:00:00"),
     "lazy library import": ("import sympy.physics.units as u\nprint(u.meter)", "meter"),
-    "scratch file": ("open('a.txt', 'w').write('é')\nopen('a.txt', 'a').write('b')\nprint(open('a.txt').read())", "éb"),
+    "scratch file": ("open('a.txt', 'w').write('é')\nopen('a.txt', 'a').write('b')\nprint(open('a.txt').read())",
+                     "éb"),
     "scratch folder": ("import os\nos.makedirs('a/b')\nopen('a/x', 'wb').close(); os.rename('a/x', 'a/b/y')\n"
                        "os.listdir('a'), os.listdir('a/b'), os.path.exists('a/x'), os.getcwd()",
                        "(['b'], ['y'], False, '/scratch')"),
-    "scratch path": ("from pathlib import Path\nPath('p').write_text('12')\nPath('p').exists(), Path('q').exists(), "
-                     "Path('p').stat().st_size, Path('p').read_bytes(), Path('p').unlink(), Path('p').exists()",
+    "scratch path": ("from pathlib import Path\np = Path('p')\np.write_text('12')\np.exists(), Path('q').exists(), "
+                     "p.stat().st_size, p.read_bytes(), p.unlink(), p.exists()",
                      "(True, False, 2, b'12', None, False)"),
-    "temporary file": ("import tempfile\nwith tempfile.NamedTemporaryFile('w', suffix='.txt') as f: f.write('a')\n"
-                       "with tempfile.TemporaryDirectory() as d: open(d + '/x', 'w').close()\nopen(f.name).read()", "'a'"),
-    "numpy files": ("import numpy as np\nnp.savetxt('m.csv', np.eye(2)); np.save('m.npy', np.loadtxt('m.csv'))\n"
+    "temporary file": ("from tempfile import *\nwith NamedTemporaryFile('w', suffix='.txt') as f: f.write('a')\n"
+                       "with TemporaryDirectory() as d: open(d + '/x', 'w').close()\nopen(f.name).read()", "'a'"),
+    "numpy files": ("import numpy as np\nnp.savetxt('m', np.eye(2)); np.save('m.npy', np.loadtxt('m'))\n"
                     "print(np.load('m.npy').tolist())", "[[1.0, 0.0], [0.0, 1.0]]"),
-    "threads": ("import threading\nxs = []\nts = [threading.Thread(target=xs.append, args=(i,)) for i in range(3)]\n"
+    "threads": ("from threading import *\nxs = []\nts = [Thread(target=xs.append, args=(i,)) for i in range(3)]\n"
                 "for t in ts: t.start()\nfor t in ts: t.join()\nxs, ts[0].is_alive()", "([0, 1, 2], False)"),
     "thread pool": ("from concurrent.futures import *\nwith ThreadPoolExecutor(4) as pool:\n"
-                    "    fs = [pool.submit(pow, 2, i) for i in range(3)]\n    print(list(pool.map(str, range(2))))\n"
-                    "sorted(f.result() for f in as_completed(fs)), list(ProcessPoolExecutor().map(abs, [-1]))",
+                    "    fs = [pool.submit(pow, 2, i) for i in range(3)]\n"
+                    "    print(list(pool.map(str, range(2))))\nsorted(f.result() for f in as_completed(fs)), list(ProcessPoolExecutor().map(abs, [-1]))",
                     "['0', '1']\n([1, 2, 4], [1])"),
-    "asyncio in threads": ("import asyncio\nasync def f(): return await asyncio.gather(asyncio.to_thread(pow, 2, 3))\n"
-                           "asyncio.run(f())", "[8]"),
+    "asyncio in threads": ("from asyncio import *\nasync def f(): return await gather(to_thread(pow, 2, 3))\nrun(f())",
+                           "[8]"),
     "kept stream": ("import logging; logging.basicConfig(); logging.warning('w')", "WARNING:root:w"),
     "search without a backend": ("web_search('x')", "Error: there is no web search here."),
 }
@@ -351,7 +352,7 @@ def test_crashes(py, name):
     assert name == "breaks json" or name == "no recursion allowed" or seen.error, seen
     py.run("1")                                            # may find it dead; then it is started again
     assert py.run("keep").text == "1"
-    assert eventually(lambda: len(children(os.getpid())) <= before + 1)          # one session waits to be needed
+    assert eventually(lambda: len(children(os.getpid())) <= before + 1)  # one waits to be needed
 
 
 BREAKOUTS = {                                              # each must raise: what follows it prints the secret
@@ -427,9 +428,10 @@ def test_breakouts(py, secret, name):
 
 
 # System calls by number on x86_64, with arguments that would do harm or work: each must return EPERM.
-RAW_CALLS = """fork 57; vfork 58; clone 56 17 0 0 0 0; clone3 435 0 88; a thread 56 0x3d0f00 0 0 0 0; execve 59 0 0 0;
-execveat 322 -100 0 0 0 0; socket AF_INET 41 2 1 0; AF_INET6 41 10 1 0; AF_UNIX 41 1 1 0; AF_NETLINK 41 16 3 0;
-AF_PACKET 41 17 3 0; AF_VSOCK 41 40 1 0; AF_ALG 41 38 5 0; connect 42 3 0 0; bind 49 3 0 0; listen 50 3 1; accept 43 3 0 0;
+RAW_CALLS = """fork 57; vfork 58; clone 56 17 0 0 0 0; clone3 435 0 88; a thread 56 0x3d0f00 0 0 0 0;
+execve 59 0 0 0; execveat 322 -100 0 0 0 0; socket AF_INET 41 2 1 0; AF_INET6 41 10 1 0; AF_UNIX 41 1 1 0; AF_NETLINK 41 16 3 0;
+AF_PACKET 41 17 3 0; AF_VSOCK 41 40 1 0; AF_ALG 41 38 5 0; connect 42 3 0 0; bind 49 3 0 0; listen 50 3 1;
+accept 43 3 0 0;
 sendmsg 46 3 0 0; recvmsg 47 3 0 0; sendmmsg 307 3 0 0 0; recvmmsg 299 3 0 0 0 0; memfd_create 319 0 0;
 memfd_secret 447 0; userfaultfd 323 0; io_uring_setup 425 1 0; io_setup 206 1 0; ptrace 101 16 PID 0 0;
 PTRACE_TRACEME 101 0 0 0 0; process_vm_readv 310 PID 0 0 0 0 0; process_vm_writev 311 PID 0 0 0 0 0;
@@ -440,10 +442,12 @@ landlock 446 3 0; keyctl 250 0 0 0 0 0; bpf 321 0 0 0; perf_event_open 298 0 0 -
 setns 308 3 0; mount 165 0 0 0 0 0; chroot 161 0; pivot_root 155 0 0; open_tree 428 -100 0 1; fsopen 430 0 0;
 open_by_handle_at 304 0 0 0; openat2 437 -100 0 0 24; creat 85 0 0x180; truncate 76 0 0; ftruncate 77 1 0;
 fallocate 285 1 0 0 9; sendfile 40 1 0 0 9; splice 275 0 0 1 0 9 0; link 86 0 0; symlink 88 0 0; rename 82 0 0;
-unlink 87 0; mkdir 83 0 0; mknod 133 0 0 0; chmod 90 0 0x1ff; chown 92 0 0 0; setxattr 188 0 0 0 0 0; shmget 29 0 4096 0x380;
+unlink 87 0; mkdir 83 0 0; mknod 133 0 0 0; chmod 90 0 0x1ff; chown 92 0 0 0; setxattr 188 0 0 0 0 0;
+shmget 29 0 4096 0x380;
 semget 64 0 1 0x380; msgget 68 0 0x380; mq_open 240 0 66 0 0; setrlimit 160 7 0; new limits 302 0 7 8 0;
 setpriority 141 0 0 5; sched_setaffinity 203 0 8 0; setsid 112; setpgid 109 0 0; setuid 105 1; capset 126 0 0;
-personality 135 -1; iopl 172 3; modify_ldt 154 0 0 0; timer_create 222 0 0 0; setitimer 38 0 0 0; alarm 37 1; flock 73 0 2;
+personality 135 -1; iopl 172 3; modify_ldt 154 0 0 0; timer_create 222 0 0 0; setitimer 38 0 0 0; alarm 37 1;
+flock 73 0 2;
 F_SETSIG 72 0 10 9; F_SETLEASE 72 0 1024 0; TIOCSTI 16 0 0x5412 0; ioctl beyond 32 bits 16 0 0x100005401 0;
 FIOASYNC 16 0 0x5452 0; mlockall 151 3; mbind 237 0 0 0 0 0 0; move_pages 279 PID 0 0 0 0 0; x32 getpid 0x40000027;
 x32 open 0x40000002 0 0; inotify_init1 294 0; fanotify_init 300 0 0; reboot 169 0 0 0 0; syslog 103 3 0 0"""
@@ -459,8 +463,8 @@ def test_raw_system_calls(py, secret):
     seen = py.run("import ctypes\nlibc, wrong = ctypes.CDLL(None, use_errno=True), []\n"
                   f"for name, numbers in {calls}.items():\n"
                   "    ctypes.set_errno(0)\n"
-                  "    if libc.syscall(*map(ctypes.c_long, numbers)) != -1 or ctypes.get_errno() != 1: wrong.append(name)\n"
-                  "wrong")
+                  "    made = libc.syscall(*map(ctypes.c_long, numbers))\n"
+                  "    if made != -1 or ctypes.get_errno() != 1: wrong.append(name)\nwrong")
     assert seen.text == "[]"
 
 
@@ -508,9 +512,9 @@ def test_nothing_goes_on_in_the_background():
 def test_patched_names_do_not_reach_others(py):
     py.run("import builtins, sys, numpy as np\nprint = lambda *a: None\nbuiltins.len = lambda x: -1; np.pi = 3\n"
            "sys.modules['math'] = None; sys.stdout.write = None")
-    assert py.run("import builtins; builtins.exec = builtins.compile = builtins.isinstance = builtins.str = None; 5").text == "5"
+    assert py.run("import builtins as b; b.exec = b.compile = b.isinstance = b.str = None; 5").text == "5"
     py.run("__show__ = None; import sys; del sys.modules['__main__']; globals().clear()")
-    assert py.run("final_answer_print(6)\n7") == ("7", "6", False)                # print is the model's own: silent
+    assert py.run("final_answer_print(6)\n7") == ("6\n7", "6", False)
     other = sandbox.Interpreter()
     assert other.run("import numpy as np, math\nprint(len('abc'), np.pi > 3, math.tau > 6)").text == "3 True True"
     other.close()
@@ -562,7 +566,7 @@ def test_closing_and_collecting_end_processes():
     py[0].close(), py[0].close()
     assert py[0].run("5").text == "5"                      # a closed interpreter starts again where it was
     del py
-    assert eventually(lambda: len(children(os.getpid())) <= len(base) + 1)       # one session waits to be needed
+    assert eventually(lambda: len(children(os.getpid())) <= len(base) + 1)  # one waits to be needed
 
 
 def test_the_zygote_restarts():
@@ -616,7 +620,8 @@ import sys, os, resource, signal; sys.path.insert(0, sys.argv[1])
 from assets import sandbox
 file = open(sys.argv[2], "w")
 crowd = [sandbox.Interpreter(seconds=20) for _ in range({number})]
-seen = [py.run("import sympy; open('f', 'w').write('1'); print(sympy.sqrt(8), open('f').read())").text for py in crowd]
+code = "import sympy; open('f', 'w').write('1'); print(sympy.sqrt(8), open('f').read())"
+seen = [py.run(code).text for py in crowd]
 file.write("\\n".join(seen))
 """
 
@@ -629,8 +634,8 @@ file.write("\\n".join(seen))
 def test_awkward_surroundings(tmp_path, before, number):
     out = tmp_path / "out"
     out.touch()
-    subprocess.run([sys.executable, "-c", SURROUNDINGS.format(before=before, number=number), str(ROOT), str(out)],
-                   timeout=60, cwd="/")
+    code = SURROUNDINGS.format(before=before, number=number)
+    subprocess.run([sys.executable, "-c", code, str(ROOT), str(out)], timeout=60, cwd="/")
     seen = out.read_text().split("\n")
     assert seen[0] == "2*sqrt(2) 1" and len(seen) == number
     assert seen[-1] == seen[0] or number == 30 and "could not start ([Errno 24] Too many open files)" in seen[-1]
@@ -806,7 +811,8 @@ class Serper(http.server.BaseHTTPRequestHandler):
         query = json.loads(self.rfile.read(int(self.headers["Content-Length"])))["q"]
         self.server.asked.append((query, self.headers.get("X-API-KEY")))
         status, body = self.server.replies.pop(0) if self.server.replies else (200, json.dumps({"organic": [
-            {"title": query, "snippet": "one"}, {"title": "second", "snippet": "two"}, {"title": "bare", "snippet": None}]}))
+            {"title": query, "snippet": "one"}, {"title": "second", "snippet": "two"},
+            {"title": "bare", "snippet": None}]}))
         self.send_response(status)
         self.end_headers()
         self.wfile.write(body.encode())
@@ -905,7 +911,7 @@ def test_local_search(tmp_path):
         env.make_search(f"local:{path}")
     path.write_text('{"title": "a", "text": "another Lovelace"}\n')
     os.utime(path, (0, 0))
-    assert "another" in env.make_search(f"local:{path}", cache)("Lovelace")      # not what the old corpus answered
+    assert "another" in env.make_search(f"local:{path}", cache)("Lovelace")  # not the old one
     path.write_text('{"title": "a", "text": "b"}\n{"title": "a"}\n')
     with pytest.raises(ValueError, match="corpus.jsonl, line 2"):
         env.make_search(f"local:{path}")
