@@ -26,14 +26,18 @@ def make_search(spec, cache=None):
     if kind not in ("http", "https", "local"):
         raise ValueError(f"--search {spec}: not http:URL, local:FILE.jsonl or none")
     find = local_search(where) if kind == "local" else http_search(spec if where.startswith("//") else where)
-    return cached(find, spec, cache) if cache else find
+    version = f" of {os.path.getmtime(where)}" if kind == "local" else ""      # another corpus, other results
+    return cached(find, spec + version, cache) if cache else find
 
 
 def cached(find, spec, path):
     """`find`, with its results kept in an SQLite file; failures are not kept."""
     def query_db(statement, *values):
-        with closing(sqlite3.connect(path, timeout=60)) as db, db:         # waits for others, commits
-            return db.execute(statement, values).fetchone()
+        try:
+            with closing(sqlite3.connect(path, timeout=60)) as db, db:     # waits for others, commits
+                return db.execute(statement, values).fetchone()
+        except sqlite3.Error as error:
+            raise SearchFailed(f"the search cache {path}: {error}") from None
 
     def search(query):
         row = query_db("SELECT text FROM found WHERE spec = ? AND query = ?", spec, query)
@@ -70,10 +74,12 @@ def http_search(url, attempts=6, timeout=20):
             reason = f"HTTP {reply.status_code} {reply.text[:200]!r}"
             if reply.status_code == 200:
                 with suppress(ValueError, KeyError, TypeError, AttributeError):      # not Serper's format
-                    return pages([(p.get("title", ""), p.get("snippet", "")) for p in reply.json()["organic"]])
+                    found = reply.json()["organic"]
+                    return pages([(p.get("title") or "", p.get("snippet") or "") for p in found])
             if reply.status_code < 500 and reply.status_code not in (408, 429):
                 break
-        raise SearchFailed(f"search at {url} failed (quota, key, service or format): {reason}")
+        where = url.split("?")[0]                          # what follows may be a key
+        raise SearchFailed(f"search at {where} failed (quota, key, service or format): {reason}")
     return search
 
 
@@ -88,6 +94,8 @@ def local_search(path, results=10, snippet=500):
                 corpus.append((page["title"], page["text"]))
             except (ValueError, KeyError, TypeError) as error:
                 raise ValueError(f'{path}, line {number}: not {{"title", "text"}}: {error!r}') from None
+    if not corpus:
+        raise ValueError(f"{path}: no pages")
     tokens = lambda texts: bm25s.tokenize(texts, show_progress=False)
     index = bm25s.BM25()
     index.index(tokens([f"{title} {text}" for title, text in corpus]), show_progress=False)
@@ -108,12 +116,12 @@ def add_env_flags(parser):
                    help="auto names missing layers of isolation, strict refuses to run without them, "
                         "off runs code unsealed")
     g.add_argument("--preload", action=argparse.BooleanOptionalAction, default=True,
-                   help="have numpy and sympy loaded in every interpreter; without, one starts in half the time")
+                   help="have numpy and sympy loaded in every interpreter; without, starting one takes half")
 
 
 def search_from_args(args):
     set_sandbox(args.sandbox, args.preload)
     try:
         return make_search(args.search, args.search_cache)
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, ImportError, SearchFailed) as error:
         raise SearchFailed(f"--search {args.search} cannot be used: {error}") from None

@@ -1,16 +1,20 @@
-"""Speed of the sandboxed interpreter of env.py beside three other ways to run an agent's steps, on the same snippets.
+"""Speed of the sandboxed interpreter of env.py beside other ways to run an agent's steps, on equal snippets.
 
     python bench/env.py                  # about three minutes on two cores
     python bench/env.py --out env.json   # the figures also as JSON
 
 (a) a process per step, as the released SCoRe code does it: fork, execute, send back what can be pickled;
 (b) `python -c` per step, which has to repeat the earlier steps to have their variables;
-(c) smolagents' LocalPythonExecutor, which isolates nothing: it interprets the syntax tree inside this process.
-Every way runs the trajectories one after the other; the last row runs ours from 16 threads. "wrong" counts the steps
-that print something else than in env.py. Not measured: searches. Other work on the machine blurs all figures: see
-`load` in the JSON.
+(c) smolagents' LocalPythonExecutor, which isolates nothing: it interprets the syntax tree in this process;
+and, as the bound that no sandbox passes, exec() in one process with all libraries and caches warm: what the
+snippets themselves take to compute. Where exec() is not 100 times as fast as (b), nothing is.
+Every way runs the trajectories one after the other; the last row runs ours from 16 threads. "wrong" counts
+the steps that print something else than in env.py. Not measured: searches. Other work on the machine blurs
+all figures: see `load` in the JSON.
 """
 import argparse
+import contextlib
+import io
 import json
 import multiprocessing
 import os
@@ -43,8 +47,9 @@ TRAJECTORIES = {
         ["primes = [n for n in range(2, 3000) if all(n % d for d in range(2, int(n ** 0.5) + 1))]\n"
          "print(len(primes))",
          "total = 0\nfor p in primes:\n    if p % 4 == 1:\n        total += p * p\nprint(total)",
-         "def collatz(n):\n    steps = 0\n    while n != 1:\n        n = n // 2 if n % 2 == 0 else 3 * n + 1\n"
-         "        steps += 1\n    return steps\nprint(max(range(1, 1500), key=collatz))",
+         "def collatz(n):\n    steps = 0\n    while n != 1:\n"
+         "        n = n // 2 if n % 2 == 0 else 3 * n + 1\n        steps += 1\n"
+         "    return steps\nprint(max(range(1, 1500), key=collatz))",
          "count = 0\nfor a in range(1, 120):\n    for b in range(a, 120):\n        c = (a*a + b*b) ** 0.5\n"
          "        if c == int(c):\n            count += 1\nprint(count)"]],
     "numpy": [
@@ -78,8 +83,6 @@ class Ours:
 
 def forked_step(code, state, modules, pipe):
     """Body of (a)'s process: what can be pickled survives the step."""
-    import contextlib
-    import io
     scope = {**pickle.loads(state), **{name: __import__(module) for name, module in modules.items()}}
     out = io.StringIO()
     with contextlib.redirect_stdout(out):
@@ -154,6 +157,21 @@ class Smolagents:
         pass
 
 
+class Exec:
+    name = "exec, warm, nothing isolated"
+
+    def __init__(self):
+        self.scope = {}
+
+    def step(self, code):
+        with contextlib.redirect_stdout(io.StringIO()) as out:
+            exec(code, self.scope)
+        return out.getvalue().rstrip()
+
+    def close(self):
+        pass
+
+
 def play(way, trajectories):
     """-> seconds of each step, its text; the first step of a trajectory includes the start."""
     seconds, texts = [], []
@@ -171,7 +189,7 @@ def play(way, trajectories):
 def compare(repeats):
     """Rows of the table: steps per second by kind and in all, start with the first step, step times."""
     rows, expected = {}, {}
-    for way in Ours, ProcessPerStep, Subprocess, Smolagents:
+    for way in Ours, ProcessPerStep, Subprocess, Smolagents, Exec:
         try:
             play(way, TRAJECTORIES["arithmetic"])          # imports, the zygote
         except ImportError as error:
@@ -201,7 +219,7 @@ def compare(repeats):
 
 
 def prefixes():
-    """Prefixes of the authors' recorded trajectories, with their searches' replies; else of the ones above."""
+    """Prefixes of the authors' recorded trajectories, with their searches' replies; else those above."""
     found = []
     for path in sorted(ROOT.glob("../shared/data/score_release/*_trajectories.jsonl")):
         for line in path.read_text(encoding="utf-8").splitlines():
@@ -212,7 +230,7 @@ def prefixes():
 
 
 def fork_latency(every):
-    """Milliseconds from fork() to the first answer of the copy, over the prefixes; beside it an empty start."""
+    """Milliseconds from fork() to the copy's first answer, over the prefixes; beside it an empty start."""
     milliseconds, starts = [], []
     for steps in prefixes()[::every]:
         reply = None
@@ -241,8 +259,9 @@ def crowd(number=256):
     try:
         leader = sandbox.ZYGOTE.process.pid
         group = [path.parent for path in pathlib.Path("/proc").glob("[0-9]*/stat")
-                 if path.read_text().rsplit(")", 1)[1].split()[2] == str(leader)]          # same process group
-        sizes = [int(re.search(r"^Pss:\s+(\d+)", (path / "smaps_rollup").read_text(), re.M)[1]) for path in group]
+                 if path.read_text().rsplit(")", 1)[1].split()[2] == str(leader)]        # same group
+        maps = [(path / "smaps_rollup").read_text() for path in group]
+        sizes = [int(re.search(r"^Pss:\s+(\d+)", text, re.M)[1]) for text in maps]
     except OSError as error:
         return {"memory of 256": f"unknown ({error})"}
     finally:
@@ -287,11 +306,12 @@ def main():
     print("\n| | " + " | ".join(columns) + " |\n|---" + "|---" * len(columns) + "|")
     for name, row in figures["rows"].items():
         print(f"| {name} | " + " | ".join(f"{row[c]:.4g}" if c in row else "" for c in columns) + " |")
-    ours = figures["rows"]["env.py"]["all steps/s"]
+    mine = figures["rows"]["env.py"]
     print()
     for name, row in figures["rows"].items():
-        if name.startswith("("):
-            print(f"env.py runs {ours / row['all steps/s']:.1f} times the steps of {name}")
+        if name.startswith(("(", "exec")):
+            times = {c.removesuffix(" steps/s"): mine[c] / row[c] for c in columns if c.endswith(" steps/s")}
+            print(f"env.py / {name}, steps/s:", ", ".join(f"{kind} {x:.3g}" for kind, x in times.items()))
     for part in lambda: fork_latency(args.every), crowd, rollout_overhead:
         figures.update(now := part())
         print("; ".join(f"{key} {value:.4g}" for key, value in now.items() if not isinstance(value, str)))
