@@ -1,30 +1,33 @@
-"""The paper's three theorems on a chain small enough to be computed exactly: growth of errors, variance of RL.
+"""The paper's three theorems on a chain small enough to be computed exactly.
 
   python demo/theory.py --out demo/theory.png
 
-Growth (Theorems 3.1, 3.2). An agent goes H steps. In state T it works the teacher's way. It deviates there with
-probability eps: half of these steps are wrong (cost 1, nothing is gained), half are right but its own way
-(cost 0), and from then on it is in state S, where one of `choices` steps is right and a wrong one costs 1.
-The teacher never enters S: its demonstrations say nothing about it, and a student that was never taught in
-a state guesses. A student that was taught in a state deviates there with probability eps.
+Growth of errors (Theorems 3.1, 3.2). An agent goes H steps. In state T it works the teacher's way. It
+deviates there with probability eps: half of these steps are wrong (cost 1, nothing is gained), half are
+right but its own way (cost 0), and from then on it is in state S, where one of `choices` steps is right and
+a wrong one costs 1. The teacher never enters S: its demonstrations say nothing about it, and a student that
+was never taught in a state guesses. A student that was taught in a state deviates there with probability
+eps.
 
   cloning      is taught where the teacher goes: {T}
   correction   is taught where the student goes (mentored problem-solving, `correct_first_errors`): {T, S}
 
 Assumptions: the deviation rate is exactly eps under the teacher's states (3.1), at most eps under the
-student's own (3.2: this is the theorem's premise, and what `correct_first_errors` is there to bring about); a
-cost is 0 or 1; the teacher's own cost is 0, so all cost is excess cost. The converted paper has lost its
-formulas; they are read from the proofs: J <= eps H^2 and J <= eps H.
+student's own (3.2: this is the theorem's premise, and what `correct_first_errors` is there to bring about);
+a cost is 0 or 1; the teacher's own cost is 0, so all cost is excess cost. The paper's text at hand lacks
+its formulas; they are read from the proofs: J <= eps H^2 and J <= eps H.
 
-Variance (Theorem 3.3). A run of H steps, each right with probability p = sigmoid(theta_t), is started behind a
-right prefix of k steps. The estimator is g_k = sum over t >= k of grad log pi(a_t) G_t, G_t the return from t
-discounted by gamma. With |reward| <= R and |grad log pi| <= B the proof gives, with m = H - k steps left,
+Variance (Theorem 3.3). A run of H steps, each right with probability p = sigmoid(theta_t), is started
+behind a right prefix of k steps. The estimator is g_k = sum over t >= k of grad log pi(a_t) G_t, G_t the
+return from t discounted by gamma. With |reward| <= R and |grad log pi| <= B the proof gives, with m = H - k
+steps left,
 
-  Var g_k <= (B R / (1 - gamma))^2 (m - gamma (1 - gamma^m) / (1 - gamma))^2,       which falls with k.
+  Var g_k <= (B R / (1 - gamma))^2 (m - gamma (1 - gamma^m) / (1 - gamma))^2,    which falls with k.
 
-That is a statement about the bound. The variance itself falls too where every right step is rewarded, and where
-only the end is rewarded if a run from the question often ends well (p^H above about 1/e); a student that nearly always
-fails has next to no gradient and so next to no variance at k = 0, and its variance *rises* with k (`sparse`).
+That is a statement about the bound. The variance itself falls too where every right step is rewarded, and
+where only the end is rewarded if a run from the question often ends well (p^H above about 1/e); a student
+that nearly always fails has next to no gradient and so next to no variance at k = 0, and its variance
+*rises* with k.
 """
 import argparse
 import itertools
@@ -131,9 +134,9 @@ def draw(path, eps=1e-3, horizon=100, steps=12, gamma=0.95):
     left.set(title=f"Expected wrong steps, ε = {eps:g}", xlabel="horizon H")
     ks = range(steps)
     right.semilogy(ks, [variance_bound(k, steps, 0.9, gamma) for k in ks], "k--", label="bound, p 0.9")
-    for name, p, how in (("every step rewarded, p 0.9", 0.9, {}), ("end rewarded, p 0.95", 0.95, dict(sparse=True)),
-                         ("end rewarded, p 0.5", 0.5, dict(sparse=True))):
-        right.semilogy(ks, [variance(k, steps, p, gamma, **how) for k in ks], "o-", markersize=3, label=name)
+    for name, p, sparse in (("every step rewarded, p 0.9", 0.9, False), ("end rewarded, p 0.95", 0.95, True),
+                            ("end rewarded, p 0.5", 0.5, True)):
+        right.semilogy(ks, [variance(k, steps, p, gamma, sparse) for k in ks], "o-", markersize=3, label=name)
     right.semilogy(ks, [variance(k, steps, 0.9, gamma, truncate=False) for k in ks], ":", color="C0",
                    label="p 0.9, not truncated")
     right.set(title=f"Variance of the policy gradient, H = {steps}", xlabel="steps of verified prefix k")
