@@ -13,6 +13,8 @@ import statistics
 from collections import Counter
 from pathlib import Path
 
+import teacher
+
 SCORE_SFT = ["demonstrate-bc", "bc", "mps", "sft"]
 ARMS = {                                               # arm: name, the stages that made it
     "bc": ("BC-init", ["demonstrate-bc", "bc"]),
@@ -48,15 +50,18 @@ class Run:
     def __init__(self, folder):
         self.folder, self.cache = folder, {}
 
-    def scores(self, arm, how, **part):
-        """{task id: score in per cent} of one evaluation, of the tasks with these fields; None if not run."""
+    def predictions(self, arm, how, **part):
+        """Of one evaluation those of the tasks with these fields; none if it was not run to its end."""
         if (arm, how) not in self.cache:
             path = self.folder / "eval" / f"{arm}-{how}"
             whole = (path / "results.json").exists()
             self.cache[arm, how] = read_jsonl(path / "predictions.jsonl") if whole else []
-        found = {p["id"]: 100 * p["score"] for p in self.cache[arm, how]
-                 if all(p[k] in v if isinstance(v, set) else p[k] == v for k, v in part.items())}
-        return found or None
+        return [p for p in self.cache[arm, how]
+                if all(p[k] in v if isinstance(v, set) else p[k] == v for k, v in part.items())]
+
+    def scores(self, arm, how, **part):
+        """{task id: score in per cent}; None if there are none."""
+        return {p["id"]: 100 * p["score"] for p in self.predictions(arm, how, **part)} or None
 
     def accuracy(self, arm, how, **part):
         scores = self.scores(arm, how, **part)
@@ -257,6 +262,25 @@ def at_length(runs, arm, kind, length):
     return [a for a in found if a is not None]
 
 
+def wrong_steps(prediction):
+    """How many steps of a run the teacher finds wrong: the cost of the paper's equation 3."""
+    task = teacher.Task(prediction["question"])
+    steps = [m["content"] for m in prediction["messages"] if m["role"] == "assistant"]
+    return sum(task.take(content, first=k == 0) == "wrong" for k, content in enumerate(steps))
+
+
+def cost_table(runs):
+    rows = []
+    for arm in ("bc", "bc-all", "sft", "sft-more", "grpo-sft", "rl"):
+        cells = []
+        for n in range(2, LONGEST["math"][1] + 1):
+            how = "greedy" if n <= LONGEST["math"][0] else "beyond"
+            played = [run.predictions(arm, how, kind="math", horizon=n) for run in runs]
+            cells.append(spread([statistics.fmean(map(wrong_steps, p)) for p in played if p], "{:.2f}"))
+        rows.append([ARMS[arm][0], *cells])
+    return markdown(["mathematics, amounts", *range(2, LONGEST["math"][1] + 1)], rows)
+
+
 def horizon_table(runs, kind):
     trained, last = LONGEST[kind]
     rows = [[name, *(spread(at_length(runs, arm, kind, n), "{:.0f}") for n in range(2, last + 1))]
@@ -304,9 +328,9 @@ def draw(runs, path):
 
     for ax, (kind, (trained, last)) in zip(axes, LONGEST.items()):
         for arm in ("bc", "bc-all", "sft", "sft-more", "grpo-sft", "rl"):
-            ys = [at_length(runs, arm, kind, n) for n in range(2, last + 1)]
-            if all(ys):
-                add(ax, range(2, last + 1), ys, marker="o", label=ARMS[arm][0])
+            points = [(n, y) for n in range(2, last + 1) if (y := at_length(runs, arm, kind, n))]
+            if points:
+                add(ax, *zip(*points), marker="o", label=ARMS[arm][0])
         ax.axvline(trained + 0.5, color="0.7", linestyle=":")
         ax.set(xlabel="amounts or searches; right of the line: longer than trained", ylim=(-3, 103))
         ax.set_title(f"{kind}, greedy", fontsize=9)
@@ -346,7 +370,8 @@ def main(args):
     text, verdicts = orderings(runs)
     parts = dict(provenance=provenance(runs), accuracy=accuracy_table(runs), budgets=budget_table(runs),
                  orderings=text, interventions=interventions_table(runs), hard=hard_table(runs),
-                 scale=scale_table(runs), leap=leap_table(runs), noise=noise_table(runs),
+                 scale=scale_table(runs), cost=cost_table(runs), leap=leap_table(runs),
+                 noise=noise_table(runs),
                  horizon="\n\n".join(horizon_table(runs, kind) for kind in LONGEST))
     page = (Path(__file__).parent / "study.md").read_text(encoding="utf-8")
     page = re.sub(r"\{\{(\w+)\}\}", lambda m: parts[m[1]], page)
