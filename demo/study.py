@@ -217,12 +217,14 @@ def hard_table(runs):
             for run in runs]
     rows = []
     for arm in ("bc", "bc-all", "sft", "sft-more", "grpo-sft", "rl"):
-        scores = [score for run, ids in zip(runs, hard)
-                  for score in (run.scores(arm, "beyond", id=ids) or {}).values()]
-        mean = statistics.fmean(scores) if scores else None
-        se = statistics.stdev(scores) / len(scores) ** 0.5 if len(scores) > 1 else 0
-        rows.append([ARMS[arm][0], "–" if mean is None else f"{mean:.1f} ± {se:.1f}", len(scores)])
-    return markdown(["arm", "hard tasks solved, greedy, % ± standard error", "n, all seeds"], rows)
+        cells = []
+        for kind in ("math", "search"):
+            scores = [score for run, ids in zip(runs, hard)
+                      for score in (run.scores(arm, "beyond", id=ids, kind=kind) or {}).values()]
+            se = statistics.stdev(scores) / len(scores) ** 0.5 if len(scores) > 1 else 0
+            cells += [f"{statistics.fmean(scores):.1f} ± {se:.1f}" if scores else "–", len(scores)]
+        rows.append([ARMS[arm][0], *cells])
+    return markdown(["arm", "mathematics, greedy, % ± standard error", "n, all seeds", "search", "n"], rows)
 
 
 def scale_points(runs):
@@ -332,8 +334,8 @@ def draw(runs, path):
             if points:
                 add(ax, *zip(*points), marker="o", label=ARMS[arm][0])
         ax.axvline(trained + 0.5, color="0.7", linestyle=":")
-        ax.set(xlabel="amounts or searches; right of the line: longer than trained", ylim=(-3, 103))
-        ax.set_title(f"{kind}, greedy", fontsize=9)
+        ax.set(xlabel=dict(math="amounts", search="searches")[kind], ylim=(-3, 103))
+        ax.set_title(f"{kind}, greedy; right of the line: longer than trained", fontsize=9)
     for how, color in ("greedy", "C0"), ("sampled", "C1"):
         points = {arm: (size, accuracies[how]) for arm, (size, accuracies) in scale_points(runs).items()}
         final = [points.pop("rl")] if "rl" in points else []

@@ -39,12 +39,12 @@ for arm in $arms; do
 done
 
 # ---- sizes: the demo's, and what the other arms get ----
-bc=600 mps=1300 dev=200 eval=400 beyond=200                                    # tasks
+bc=600 mps=1300 dev=200 eval=400 beyond=120                                    # tasks
 pretrain=(--steps 800 --batch 32 --micro-batch 16 --lr 3e-3 --weight-decay 0)
 clone=(--batch 16 --micro-batch 8 --lr 3e-3 --weight-decay 0) clone_steps=400
 correct=(--batch 16 --micro-batch 8 --lr 1e-3 --weight-decay 0) correct_steps=250
 reinforce=(--steps 36 --prompts 24 --group 8 --mini-batch 12 --micro-batch 32 --lr 2e-4 --weight-decay 0)
-more_steps=2000                                                                # of SFT: the seconds of the RL arm
+more_steps=2400                                                                # of SFT: the seconds of the RL arm
 if [ -n "$quick" ]; then
     bc=40 mps=24 dev=16 eval=12 beyond=8
     pretrain=(--steps 30 --batch 32 --micro-batch 16 --lr 3e-3)

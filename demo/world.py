@@ -1,6 +1,7 @@
 """The toy world: two kinds of task that need several steps of Python, generated from a seed, without limit.
 
   python demo/world.py --out runs/demo/tasks --seed 0       # writes {bc,mps,dev,eval,pretrain}.jsonl
+  python demo/world.py --out runs/far --beyond 120          # and beyond.jsonl, tasks that are longer than all others
 
 Mathematics: "Lea has 6 pears, plus 3, times 2. How many pears does Lea have?"  One assignment a step.
 Search:      "What is Helix Nor's seat's ally?"  One `web_search("base of Helix Nor")` a step; questions use

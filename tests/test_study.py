@@ -1,9 +1,12 @@
-"""The rule by which demo/study.py decides whether an ordering holds, on files with known answers."""
+"""The study: the rule that decides whether an ordering holds, on files with known answers; longer tasks."""
 import json
 import random
+import subprocess
 
 import pytest
 import study
+import world
+from conftest import ROOT
 
 
 @pytest.fixture
@@ -14,8 +17,8 @@ def runs(tmp_path):
             for arm, solved in zip("ab", pair):
                 folder = tmp_path / f"seed-{seed}" / "eval" / f"{arm}-sampled"
                 folder.mkdir(parents=True)
-                rows = [dict(id=f"t{i}", kind="math" if i % 2 else "search", horizon=2 + i % 3, score=float(i < solved))
-                        for i in random.Random(seed).sample(range(200), 200)]
+                rows = [dict(id=f"t{i}", kind="math" if i % 2 else "search", horizon=2 + i % 3,
+                             score=float(i < solved)) for i in random.Random(seed).sample(range(200), 200)]
                 (folder / "predictions.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
                 (folder / "results.json").write_text("{}")
         return [study.Run(tmp_path / f"seed-{seed}") for seed in range(len(pairs))]
@@ -52,3 +55,40 @@ def test_parts_of_an_evaluation(runs):
     assert run.accuracy("a", "sampled", kind="math") == 50
     assert run.accuracy("a", "sampled", id={"t1", "t150"}) == 50
     assert run.accuracy("a", "sampled", kind="math", horizon=99) is None
+
+
+def test_cost_is_the_steps_that_the_teacher_finds_wrong():
+    def played(*codes):
+        steps = ["<first_thought>I will compute the amount step by step.</first_thought>",
+                 *(world.write("Next.", code) for code in codes)]
+        messages = [m for step in steps for m in (dict(role="assistant", content=step),
+                                                  dict(role="user", content="Observation: None"))]
+        return dict(question="Lea has 6 pears, plus 3, times 2. How many pears does Lea have?", messages=messages)
+    right = [f"Lea={amount}\nprint(Lea)" for amount in ("6", "Lea+3", "Lea*2")] + ["final_answer_print(Lea)"]
+    assert study.wrong_steps(played(*right)) == 0
+    assert study.wrong_steps(played(*right[:2], "Lea=Lea*3\nprint(Lea)", right[3])) == 2
+    assert study.wrong_steps(played(right[0], "Lea=Lea/3\nprint(Lea)", *right[1:])) == 1
+
+
+def test_longer_tasks_leave_the_other_files_as_they_are(tmp_path):
+    few = ["--seed", "3", "--bc", "20", "--mps", "20", "--dev", "20", "--eval", "20", "--pretrain", "20"]
+    world.main(world.parse_args(["--out", str(tmp_path / "a"), *few]))
+    world.main(world.parse_args(["--out", str(tmp_path / "b"), *few, "--beyond", "12"]))
+    for path in (tmp_path / "a").iterdir():
+        assert path.read_bytes() == (tmp_path / "b" / path.name).read_bytes()
+    assert not (tmp_path / "a" / "beyond.jsonl").exists()
+    longer = study.read_jsonl(tmp_path / "b" / "beyond.jsonl")
+    lengths = {(t["kind"], t["horizon"]) for t in longer}
+    assert lengths == {("math", 7), ("math", 8), ("search", 6), ("search", 7)}
+    for t in longer:
+        steps = (len(world.parse_math(t["question"])[2]) + 1 if t["kind"] == "math"
+                 else len(world.parse_search(t["question"])))
+        assert steps == t["horizon"]
+
+
+@pytest.mark.parametrize("flags, said", [(["--arms", "rl nonsense"], "no arm 'nonsense'"),
+                                         (["--seeds", "1 x"], "needs numbers, not 'x'"),
+                                         (["--nonsense"], "unknown argument --nonsense")])
+def test_wrong_flags_are_named(flags, said):
+    done = subprocess.run(["bash", f"{ROOT}/demo/study.sh", *flags], capture_output=True, text=True)
+    assert done.returncode == 2 and said in done.stderr and not done.stdout
