@@ -53,17 +53,22 @@ def test_what_was_not_run_is_no_number(runs):
 def test_parts_of_an_evaluation(runs):
     run, = runs((100, 50))
     assert run.accuracy("a", "sampled", kind="math") == 50
-    assert run.accuracy("a", "sampled", id={"t1", "t150"}) == 50
+    assert run.accuracy("a", "sampled", id="t1") == 100
     assert run.accuracy("a", "sampled", kind="math", horizon=99) is None
+    assert run.accuracy("a", "sampled", hard=True) is None
+    (run.folder / "probe").mkdir()
+    rows = [dict(id=f"t{i}", outcome=outcome) for i, outcome in ((1, "hard"), (150, "hard"), (2, "solved"))]
+    (run.folder / "probe" / "mps.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert study.Run(run.folder).accuracy("a", "sampled", hard=True) == 50
 
 
 def test_cost_is_the_steps_that_the_teacher_finds_wrong():
     def played(*codes):
         steps = ["<first_thought>I will compute the amount step by step.</first_thought>",
                  *(world.write("Next.", code) for code in codes)]
-        messages = [m for step in steps for m in (dict(role="assistant", content=step),
-                                                  dict(role="user", content="Observation: None"))]
-        return dict(question="Lea has 6 pears, plus 3, times 2. How many pears does Lea have?", messages=messages)
+        return dict(question="Lea has 6 pears, plus 3, times 2. How many pears does Lea have?",
+                    messages=[m for step in steps for m in (dict(role="assistant", content=step),
+                                                            dict(role="user", content="Observation: None"))])
     right = [f"Lea={amount}\nprint(Lea)" for amount in ("6", "Lea+3", "Lea*2")] + ["final_answer_print(Lea)"]
     assert study.wrong_steps(played(*right)) == 0
     assert study.wrong_steps(played(*right[:2], "Lea=Lea*3\nprint(Lea)", right[3])) == 2
