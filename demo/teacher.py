@@ -238,7 +238,8 @@ class Handler(BaseHTTPRequestHandler):
             return self.answer({"organic": [{"title": request["q"].split(" of ")[-1], "snippet": found}]
                                 if found else []})
         messages = request["messages"]
-        text = reply(messages[0]["content"], messages[1]["content"], self.server.args, random)
+        rng = random.Random(messages[1]["content"])            # the same question, the same noise
+        text = reply(messages[0]["content"], messages[1]["content"], self.server.args, rng)
         words = sum(len(m["content"].split()) for m in messages), len(text.split())
         self.answer({"object": "chat.completion", "model": "toy-teacher",
                      "choices": [{"index": 0, "finish_reason": "stop",

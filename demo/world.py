@@ -1,6 +1,7 @@
 """The toy world: two kinds of task that need several steps of Python, generated from a seed, without limit.
 
   python demo/world.py --out runs/demo/tasks --seed 0       # writes {bc,mps,dev,eval,pretrain}.jsonl
+  python demo/world.py --out runs/far --beyond 120          # and beyond.jsonl, tasks that are longer than all others
 
 Mathematics: "Lea has 6 pears, plus 3, times 2. How many pears does Lea have?"  One assignment a step.
 Search:      "What is Helix Nor's seat's ally?"  One `web_search("base of Helix Nor")` a step; questions use
@@ -180,6 +181,8 @@ def parse_args(argv=None):
     p = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     p.add_argument("--out", required=True, help="folder for the task files")
     p.add_argument("--seed", type=int, default=0, help="another seed, another world of tasks")
+    p.add_argument("--beyond", type=int, default=0,
+                   help="number of tasks that are longer than all others (7 or 8 amounts, 6 or 7 searches)")
     for split, n in dict(bc=1000, mps=2000, dev=400, eval=500, pretrain=20000).items():
         p.add_argument(f"--{split}", type=int, default=n, help=f"number of {split} records")
     return p.parse_args(argv)
@@ -191,6 +194,8 @@ def main(args):
     records = {split: make_tasks(rng, split, getattr(args, split), seen)
                for split in ("eval", "dev", "bc", "mps")}
     records["pretrain"] = list(make_pretraining(rng, args.pretrain))
+    if args.beyond:                                            # last: the other files are the same without it
+        records["beyond"] = make_tasks(rng, "beyond", args.beyond, seen, math=(7, 8), hops=(6, 7))
     for split, rows in records.items():
         path = os.path.join(args.out, f"{split}.jsonl")
         with open(path + ".part", "w", encoding="utf-8") as f:

@@ -1,0 +1,99 @@
+"""The study: the rule that decides whether an ordering holds, on files with known answers; longer tasks."""
+import json
+import random
+import subprocess
+
+import pytest
+import study
+import world
+from conftest import ROOT
+
+
+@pytest.fixture
+def runs(tmp_path):
+    """make(accuracies of a, accuracies of b): a seed's folder for each pair, 200 tasks in each."""
+    def make(*pairs):
+        for seed, pair in enumerate(pairs):
+            for arm, solved in zip("ab", pair):
+                folder = tmp_path / f"seed-{seed}" / "eval" / f"{arm}-sampled"
+                folder.mkdir(parents=True)
+                rows = [dict(id=f"t{i}", kind="math" if i % 2 else "search", horizon=2 + i % 3,
+                             score=float(i < solved)) for i in random.Random(seed).sample(range(200), 200)]
+                (folder / "predictions.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+                (folder / "results.json").write_text("{}")
+        return [study.Run(tmp_path / f"seed-{seed}") for seed in range(len(pairs))]
+    return make
+
+
+@pytest.mark.parametrize("pairs, said", [
+    ([(120, 100), (130, 100), (125, 100), (128, 100), (121, 100)], "holds"),
+    ([(120, 100), (100, 130), (125, 100), (98, 100), (121, 100)], "not resolved by this much data"),
+    ([(100, 120), (100, 121), (100, 119)], "does not hold"),
+    ([(100, 100), (101, 101), (102, 102)], "does not hold"),                   # less than a point of gain
+    ([(140, 100)], "holds"),                                                   # one seed: over its tasks
+    ([(101, 100)], "not resolved by this much data")])
+def test_verdicts(runs, pairs, said):
+    assert study.verdict(study.difference(runs(*pairs), "a", "b", "sampled")) == said
+
+
+def test_interval_is_students_over_seeds(runs):
+    mean, low, high, n = study.difference(runs((110, 100), (120, 100), (130, 100)), "a", "b", "sampled")
+    assert (mean, n) == (pytest.approx(10), 3)
+    assert high - mean == mean - low == pytest.approx(4.30 * 5 / 3 ** 0.5)         # differences 5, 10, 15
+
+
+def test_what_was_not_run_is_no_number(runs):
+    pair = runs((110, 100))
+    assert study.difference(pair, "a", "c", "sampled") is None
+    assert study.verdict(None) == "not run" and study.points(None) == study.spread([None]) == "–"
+    (pair[0].folder / "eval" / "b-sampled" / "results.json").unlink()              # an unfinished evaluation
+    assert study.Run(pair[0].folder).accuracy("b", "sampled") is None
+
+
+def test_parts_of_an_evaluation(runs):
+    run, = runs((100, 50))
+    assert run.accuracy("a", "sampled", kind="math") == 50
+    assert run.accuracy("a", "sampled", id="t1") == 100
+    assert run.accuracy("a", "sampled", kind="math", horizon=99) is None
+    assert run.accuracy("a", "sampled", hard=True) is None
+    (run.folder / "probe").mkdir()
+    rows = [dict(id=f"t{i}", outcome=outcome) for i, outcome in ((1, "hard"), (150, "hard"), (2, "solved"))]
+    (run.folder / "probe" / "mps.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert study.Run(run.folder).accuracy("a", "sampled", hard=True) == 50
+
+
+def test_cost_is_the_steps_that_the_teacher_finds_wrong():
+    def played(*codes):
+        steps = ["<first_thought>I will compute the amount step by step.</first_thought>",
+                 *(world.write("Next.", code) for code in codes)]
+        return dict(question="Lea has 6 pears, plus 3, times 2. How many pears does Lea have?",
+                    messages=[m for step in steps for m in (dict(role="assistant", content=step),
+                                                            dict(role="user", content="Observation: None"))])
+    right = [f"Lea={amount}\nprint(Lea)" for amount in ("6", "Lea+3", "Lea*2")] + ["final_answer_print(Lea)"]
+    assert study.wrong_steps(played(*right)) == 0
+    assert study.wrong_steps(played(*right[:2], "Lea=Lea*3\nprint(Lea)", right[3])) == 2
+    assert study.wrong_steps(played(right[0], "Lea=Lea/3\nprint(Lea)", *right[1:])) == 1
+
+
+def test_longer_tasks_leave_the_other_files_as_they_are(tmp_path):
+    few = ["--seed", "3", "--bc", "20", "--mps", "20", "--dev", "20", "--eval", "20", "--pretrain", "20"]
+    world.main(world.parse_args(["--out", str(tmp_path / "a"), *few]))
+    world.main(world.parse_args(["--out", str(tmp_path / "b"), *few, "--beyond", "12"]))
+    for path in (tmp_path / "a").iterdir():
+        assert path.read_bytes() == (tmp_path / "b" / path.name).read_bytes()
+    assert not (tmp_path / "a" / "beyond.jsonl").exists()
+    longer = study.read_jsonl(tmp_path / "b" / "beyond.jsonl")
+    lengths = {(t["kind"], t["horizon"]) for t in longer}
+    assert lengths == {("math", 7), ("math", 8), ("search", 6), ("search", 7)}
+    for t in longer:
+        steps = (len(world.parse_math(t["question"])[2]) + 1 if t["kind"] == "math"
+                 else len(world.parse_search(t["question"])))
+        assert steps == t["horizon"]
+
+
+@pytest.mark.parametrize("flags, said", [(["--arms", "rl nonsense"], "no arm 'nonsense'"),
+                                         (["--seeds", "1 x"], "needs numbers, not 'x'"),
+                                         (["--nonsense"], "unknown argument --nonsense")])
+def test_wrong_flags_are_named(flags, said):
+    done = subprocess.run(["bash", f"{ROOT}/demo/study.sh", *flags], capture_output=True, text=True)
+    assert done.returncode == 2 and said in done.stderr and not done.stdout
