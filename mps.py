@@ -104,7 +104,9 @@ class Mentored:
             if verdict.correct:
                 self.outcome, self.reason = "failed", "the answer was judged wrong, but no step was"
             else:
-                found = (yield from self.first_error(verdict)) if self.args.verify_first_error else {}
+                found = {}
+                if self.args.verify_first_error:
+                    found = yield from self.first_error(verdict.first_wrong_step, self.args.teacher_accuracy)
                 self.correct(found.get("step", verdict.first_wrong_step), verdict, found)
 
     def right(self, e):
@@ -119,11 +121,11 @@ class Mentored:
         resumed.states = {step: state for step, state in e.states.items() if step < k}
         return resumed
 
-    def first_error(self, verdict):
+    def first_error(self, named, accuracy):
         """Tests the step that the teacher names: the student is resumed --verify-first-error times from the
         prefix before a step, and where its success collapses, the error lies (see `belief`)."""
-        steps, named, tries, probes = step_of(self.episode.messages), verdict.first_wrong_step, Counter(), []
-        opinion = belief(steps, probes, named, self.args.teacher_accuracy)
+        steps, tries, probes = step_of(self.episode.messages), Counter(), []
+        opinion = belief(steps, probes, named, accuracy)
         for _ in range(math.ceil(math.log2(self.args.max_steps))):
             if max(opinion) > SURE:
                 break
@@ -132,7 +134,7 @@ class Mentored:
             tries[cut] += len(trials)
             yield from self.student_plays(trials)
             probes.append((cut, sum(map(self.right, trials)), len(trials)))
-            opinion = belief(steps, probes, named, self.args.teacher_accuracy)
+            opinion = belief(steps, probes, named, accuracy)
         alone = belief(steps, probes)
         searched, step = (max(range(steps), key=found.__getitem__) for found in (alone, opinion))
         return {"teacher": named, "search": searched, "agree": named == searched, "step": step, "probes": probes}
