@@ -8,6 +8,7 @@ top-down: the turn grammar and the chat template (`Chat`), which make rollouts a
 import functools
 import os
 import re
+import zlib
 from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 
 from assets.sandbox import Interpreter, Observation, set_sandbox  # noqa: F401
@@ -107,13 +108,13 @@ class Chat:
 class Episode:
     """One rollout: the messages, the interpreter behind them and, for engines of tokens, ids and log-probs."""
 
-    def __init__(self, start, interpreter, *, max_steps=8, max_tokens=4096):
+    def __init__(self, start, interpreter, *, max_steps=8, max_tokens=4096, copy=0):
         played = ("messages", "prediction", "correct", "stop", "usage")
         self.task = {k: v for k, v in start.items() if k not in played}
         self.messages = list(start.get("messages") or [{"role": "user", "content": start["question"]}])
         self.interpreter, self.states = interpreter, {}             # states: step -> interpreter before that step
         self.last_step = max(step_of(self.messages), 1) + max_steps - 1
-        self.max_steps, self.max_tokens, self.calls = max_steps, max_tokens, 0
+        self.max_steps, self.max_tokens, self.calls, self.copy = max_steps, max_tokens, 0, copy
         self.prediction = self.stop = self.failure = None
         self.ids, self.loss_mask, self.logps, self.prompt = [], [], [], 0
 
@@ -121,6 +122,10 @@ class Episode:
         self.ids = chat.encode(self.messages)[0]
         self.prompt = len(self.ids)
         self.loss_mask, self.logps = [0] * self.prompt, [0.0] * self.prompt
+
+    def dice(self, seed):
+        """Seed of what is sampled next. It depends on start and copy alone: not on the batch, ranks or restarts."""
+        return zlib.crc32(f"{seed} {self.copy} {self.messages}".encode(errors="replace")) >> 1
 
     @property
     def room(self):
@@ -190,7 +195,7 @@ def make_episodes(starts, copies=1, max_steps=8, max_tokens=4096, search=None, s
     episodes, limits = [], dict(max_steps=max_steps, max_tokens=max_tokens)
     for start, interpreter in zip(starts, prepared):
         if interpreter is not None:
-            episodes += [Episode(start, interpreter.fork(), **limits) for _ in range(copies)]
+            episodes += [Episode(start, interpreter.fork(), copy=i, **limits) for i in range(copies)]
             interpreter.close()
     return episodes
 
@@ -265,7 +270,7 @@ class TorchEngine:
         with torch.inference_mode(), ThreadPoolExecutor(16) as pool:
             for i in range(0, len(episodes), self.batch):
                 how = temperature, top_p, top_k
-                self.play_batch(episodes[i:i + self.batch], pool, how, seed + i, progress)
+                self.play_batch(episodes[i:i + self.batch], pool, how, seed, progress)
         self.model.train(training)
 
     def prefill(self, episodes):
@@ -290,9 +295,8 @@ class TorchEngine:
         import torch
         tensor = lambda rows: torch.tensor(rows, device=self.model.device)
         cache, logits, mask, position = self.prefill(episodes)
-        most = max(e.room for e in episodes)
-        dice = torch.rand(len(episodes), 1 + most, generator=torch.Generator().manual_seed(seed))
-        rows = [Row(e, uniform) for e, uniform in zip(episodes, dice)]
+        dice = (torch.Generator().manual_seed(e.dice(seed)) for e in episodes)
+        rows = [Row(e, torch.rand(1 + e.room, generator=die)) for e, die in zip(episodes, dice)]
         while rows:
             if all(r.running or r.done for r in rows) and any(r.running for r in rows):
                 wait([r.running for r in rows if r.running], return_when=FIRST_COMPLETED)
@@ -357,8 +361,7 @@ class VLLMEngine:
         live = list(episodes)
         with ThreadPoolExecutor(16) as pool:
             while live:
-                seeds = [hash((seed, i, e.calls)) & 0x7fffffff for i, e in enumerate(live)]
-                params = [self.vllm.SamplingParams(**how, seed=s, max_tokens=e.room) for e, s in zip(live, seeds)]
+                params = [self.vllm.SamplingParams(**how, seed=e.dice(seed), max_tokens=e.room) for e in live]
                 outs = self.llm.generate([{"prompt_token_ids": e.ids} for e in live], params, use_tqdm=False)
                 jobs = []
                 for e, out in zip(live, (o.outputs[0] for o in outs)):
@@ -386,8 +389,8 @@ class URLEngine:
         def run(e):
             seen = ""
             while seen is not None:
-                choice = chat_completion(self.url, {**body, "messages": e.messages, "max_tokens": e.max_tokens},
-                                         timeout=self.timeout)
+                ask = dict(messages=e.messages, max_tokens=e.max_tokens, seed=e.dice(seed))
+                choice = chat_completion(self.url, body | ask, timeout=self.timeout)
                 seen = e.turn(choice["message"]["content"], choice.get("finish_reason") != "length")
             if progress is not None:
                 progress.update(1)

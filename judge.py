@@ -12,8 +12,6 @@ is asked for once more, naming the fault, and then fails aloud (`BadReply`).
   python judge.py decontaminate --tasks all.jsonl --against hotpotqa.jsonl --out tasks.jsonl
 """
 import argparse
-import ast
-import contextlib
 import hashlib
 import json
 import os
@@ -24,14 +22,15 @@ import subprocess
 import sys
 import threading
 import time
+import weakref
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 
 import requests
 
-from assets.rules import (UNREADABLE, InputError, Verdict, as_list, check_by_rule, code_of,  # noqa: F401
-                          exact_match, f1, leaked, math_equal, parse_code, parse_correction, parse_equivalent,
-                          parse_plan, parse_step, parse_verdict, step_count)
+from assets.rules import (UNREADABLE, InputError, Verdict, as_list, check_by_rule, exact_match, f1,  # noqa: F401
+                          leaked, math_equal, observed, parse_code, parse_correction, parse_equivalent, parse_plan,
+                          parse_step, parse_verdict, same_step_cheap, step_count, word_ngrams)
 from assets.search import SearchFailed
 
 ASSETS = os.path.join(os.path.dirname(os.path.abspath(__file__)), "assets")
@@ -85,28 +84,6 @@ def parse_args(argv=None):
     p.add_argument("--ngram", type=int, default=8, help="words in a row by which questions are compared")
     p.add_argument("--overlap", type=float, default=0.5, help="share of them that makes two questions one")
     return parser.parse_args(argv)
-
-
-# ---- steps ----
-
-def key_step_reward(correct, same_as_chosen, same_as_rejected):
-    """1 for a right answer; else 0.5 for the teacher's step, 0 for the rejected one, 0.1 for any other."""
-    return 1.0 if correct else 0.5 if same_as_chosen else 0.0 if same_as_rejected else 0.1
-
-
-def observed(step):
-    return (step["observation"] or "").strip().removeprefix("Observation:").strip()
-
-
-def same_step_cheap(a, b):
-    """True if two steps {"content", "observation"} have the same code (comments and layout aside; without
-    code, the same words) or show the same result; None where that does not decide."""
-    forms = [code_of(step["content"]) or " ".join(step["content"].split()) for step in (a, b)]
-    ends = {"final_answer_print(" in form for form in forms}
-    with contextlib.suppress(*UNREADABLE):
-        forms = [ast.dump(parse_code(form)) for form in forms]
-    shown = observed(a) not in ("", "None") and not re.search(r"Error\b|Exception\b|Traceback", observed(a))
-    return True if forms[0] == forms[1] or shown and observed(a) == observed(b) and len(ends) == 1 else None
 
 
 # ---- the teacher ----
@@ -178,6 +155,7 @@ class Teacher:
         self.http = dict(headers=self.headers, timeout=timeout, retries=retries, backoff=backoff,
                          refused=set())
         self.counts, self.lock, self.slots = Counter(), threading.Lock(), threading.Semaphore(concurrency)
+        self.asking = weakref.WeakValueDictionary()        # request: the lock of those who ask it
         self.cache = sqlite3.connect(cache or "", timeout=60, check_same_thread=False, isolation_level=None)
         self.cache.execute("CREATE TABLE IF NOT EXISTS replies (request TEXT PRIMARY KEY, reply TEXT)")
 
@@ -215,12 +193,15 @@ class Teacher:
         body |= {"response_format": {"type": "json_object"}} if kind == "judge" else {}
         key = hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
         with self.lock:
-            cached = self.cache.execute("SELECT reply FROM replies WHERE request = ?", (key,)).fetchone()
-        if not cached:
-            with self.slots:
-                reply = chat_completion(self.url, body, **self.http)
+            asking = self.asking.setdefault(key, threading.Lock())
+        with asking:                                       # who asks the same meanwhile waits for this reply
             with self.lock:
-                self.cache.execute("REPLACE INTO replies VALUES (?, ?)", (key, json.dumps(reply)))
+                cached = self.cache.execute("SELECT reply FROM replies WHERE request = ?", (key,)).fetchone()
+            if not cached:
+                with self.slots:
+                    reply = chat_completion(self.url, body, **self.http)
+                with self.lock:
+                    self.cache.execute("REPLACE INTO replies VALUES (?, ?)", (key, json.dumps(reply)))
         reply = json.loads(cached[0]) if cached else reply
         spent = {name: int(reply["usage"].get(name) or 0) for name in ("prompt_tokens", "completion_tokens")}
         self.count(**{"cached": 1} if cached else {"calls": 1, "retries": reply["retries"], **spent})
@@ -290,6 +271,11 @@ def correct_answer(teacher, question, prediction, answers, **how):
     return teacher.same_answer(question, prediction, answers, **how) if decided is None else decided
 
 
+def key_step_reward(correct, same_as_chosen, same_as_rejected):
+    """1 for a right answer; else 0.5 for the teacher's step, 0 for the rejected one, 0.1 for any other."""
+    return 1.0 if correct else 0.5 if same_as_chosen else 0.0 if same_as_rejected else 0.1
+
+
 # ---- files ----
 
 FIELDS = {"question": ("question", "problem", "Question"),
@@ -324,6 +310,7 @@ def read_tasks(path, required=("answer",)):
                 names = ", ".join(FIELDS.get(field, (field,)))
                 raise InputError(f'{path}, line {n}: the field "{field}" is missing (looked for {names})')
         question, given = str(record["question"]), record.pop("id", None)
+        record.pop("messages", None)                       # a trajectory as a task starts at its question
         name = str(given) if given is not None else hashlib.sha256(question.encode()).hexdigest()[:16]
         if name in lines and given is not None:
             raise InputError(f'{path}, line {n}: the id "{name}" was used before, in line {lines[name]}')
@@ -388,6 +375,9 @@ def audit(args):
     print(f"{'file':30} {'n':>6} {'error':>7} {'correct':>8} {'F1':>6} {'unusable':>9}")
     for path in args.data:
         tasks = read_tasks(path, ("steps", "label"))
+        for task in tasks:
+            if not isinstance(task["steps"], list) or not isinstance(task["label"], int):
+                raise InputError(f'{path}, task {task["id"]}: "steps" is not a list or "label" not a number')
         with ThreadPoolExecutor(args.concurrency) as pool:
             found = list(tqdm(pool.map(first_error, tasks), path, len(tasks)))
         rates = []
@@ -404,15 +394,12 @@ def audit(args):
 def decontaminate(args):
     """Drops tasks whose question stands in a benchmark, word for word or nearly, and repeats; counts both."""
     def questions(path):
-        for task in read_tasks(path, required=()):
-            words = re.findall(r"[\u3040-\u9fff]|[^\W\u3040-\u9fff]+", task["question"].lower())
-            starts = range(len(words) - args.ngram + 1)
-            yield " ".join(words), {tuple(words[i:i + args.ngram]) for i in starts}
+        return [word_ngrams(task["question"], args.ngram) for task in read_tasks(path, required=())]
 
     def close(grams, others):
         return len(grams & others) >= args.overlap * min(len(grams), len(others)) > 0
 
-    tasks, records, drop, kept = list(questions(args.tasks)), list(read_jsonl(args.tasks)), set(), set()
+    tasks, records, drop, kept = questions(args.tasks), list(read_jsonl(args.tasks)), set(), set()
     for path in args.against:
         benchmark = dict(questions(path))
         every = set().union(*benchmark.values())

@@ -23,12 +23,15 @@ A killed run goes on where it stopped when the same command is given again.
 import argparse
 import glob
 import hashlib
+import math
 import os
-from concurrent.futures import ThreadPoolExecutor
+import threading
+from collections import Counter, deque
+from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from datetime import timedelta
 
-from env import (Episode, add_env_flags, add_sampling_flags, load_engine, make_episodes, sampling_from_args,
-                 search_from_args)
+from env import (Episode, Interpreter, add_env_flags, add_sampling_flags, load_engine, sampling_from_args,
+                 search_from_args, step_of)
 from judge import (BadReply, Help, Teacher, add_teacher_flags, append_jsonl, cli, correct_answer, read_tasks,
                    resume_jsonl, save_args)
 
@@ -42,7 +45,11 @@ def parse_args(argv=None):
     g.add_argument("--student", required=True, help="Hugging Face folder, or its name at --student-url")
     g.add_argument("--corrections", type=int, default=5,
                    help="teacher's corrections per task; a task that needs more is hard")
-    g.add_argument("--chunk", type=int, default=512, help="tasks played together, per rank")
+    g.add_argument("--verify-first-error", type=int, default=0, metavar="N",
+                   help="resume the student N times from each of up to 3 prefixes to test the teacher's step; 0: off")
+    g.add_argument("--teacher-accuracy", type=float, default=0.6,
+                   help="share of first errors that the teacher names right (judge.py audit); for that test")
+    g.add_argument("--batch", type=int, default=128, help="tasks that the student plays at once, per rank")
     g = p.add_argument_group("shares of the data that are kept")
     g.add_argument("--sft-share", type=float, default=0.5, help="share of the tasks for SFT; the others: RL")
     g.add_argument("--sft-easy", type=float, default=0.5, help="of the runs without a correction, for SFT")
@@ -63,58 +70,88 @@ def parse_args(argv=None):
 class Mentored:
     """A task on its way: the episode in progress, the corrections so far, what they cost."""
 
-    def __init__(self, task, episode):
-        self.task, self.episode, self.corrections = task, episode, []
-        self.outcome, self.reason, self.teacher_usage, self.student = (
-            None, None, {}, {"calls": 0, "tokens": 0})
+    def __init__(self, task, episode, teacher, args):
+        self.task, self.episode, self.teacher, self.args = task, episode, teacher, args
+        self.corrections, self.outcome, self.reason = [], None, None
+        self.student, self.teacher_usage = Counter(calls=0, tokens=0), {}
 
-    def review(self, teacher, limit):
-        """After an episode: settle the outcome, or correct its first wrong step and leave a new episode.
+    def run(self):
+        """Settles the outcome. Yields the episodes that the student has to play before it can go on."""
+        try:
+            while self.outcome is None:
+                if not self.episode.stop:                 # a corrected step may have given an answer
+                    yield from self.student_plays([self.episode])
+                yield from self.review()
+        except BadReply as e:
+            self.outcome, self.reason = "failed", f"{e}; the reply was {e.raw[:1000]!r}"
 
-        Loops when the corrected step itself ends the run (it gave an answer): there is nothing for the
-        student to do then.
-        """
-        while self.outcome is None and self.episode.stop:
-            try:
-                self.judge(teacher, limit)
-            except BadReply as e:
-                self.outcome, self.reason = "failed", f"{e}; the reply was {e.raw[:1000]!r}"
-        return self
+    def student_plays(self, episodes):
+        yield episodes
+        self.student.update(calls=sum(e.calls for e in episodes), tokens=sum(sum(e.loss_mask) for e in episodes))
 
-    def judge(self, teacher, limit):
+    def review(self):
+        """After an episode: settle the outcome, or correct its first wrong step and leave a new episode."""
         e, question, answer = self.episode, self.task["question"], self.task["answer"]
-        self.student["calls"] += e.calls
-        self.student["tokens"] += sum(e.loss_mask)
         if e.stop == "failed":
             self.outcome, self.reason = "failed", e.failure
-        elif e.stop == "answer" and correct_answer(teacher, question, e.prediction, answer,
-                                                   usage=self.teacher_usage):
+        elif self.right(e):
             self.outcome = "corrected" if self.corrections else "solved"
-        elif len(self.corrections) >= limit:
+        elif len(self.corrections) >= self.args.corrections:
             self.outcome = "hard"
         else:
-            verdict = teacher.verdict(question, answer, e.messages, e.prediction, e.stop,
-                                      usage=self.teacher_usage)
+            verdict = self.teacher.verdict(question, answer, e.messages, e.prediction, e.stop,
+                                           usage=self.teacher_usage)
             if verdict.correct:
                 self.outcome, self.reason = "failed", "the answer was judged wrong, but no step was"
             else:
-                self.correct(teacher, verdict)
+                found = {}
+                if self.args.verify_first_error:
+                    found = yield from self.first_error(verdict.first_wrong_step, self.args.teacher_accuracy)
+                self.correct(found.get("step", verdict.first_wrong_step), verdict, found)
 
-    def correct(self, teacher, verdict):
-        """Rewind to the prefix before the wrong step, let the teacher write that one step, and run it."""
-        e, k = self.episode, verdict.first_wrong_step
-        prefix, rejected = e.messages[:1 + 2 * k], step_at(e.messages, k, e.prediction)
-        content = teacher.correct(self.task["question"], self.task["answer"], prefix, rejected["content"],
-                                  rejected["observation"], verdict.analysis, verdict.suggestion,
-                                  sample=len(self.corrections), usage=self.teacher_usage)
-        resumed = Episode({**self.task, "messages": prefix}, e.states[k].fork(),
-                          max_steps=e.max_steps, max_tokens=e.max_tokens)
+    def right(self, e):
+        return e.stop == "answer" and correct_answer(self.teacher, self.task["question"], e.prediction,
+                                                     self.task["answer"], usage=self.teacher_usage)
+
+    def resume(self, k, copy=0):
+        """An episode that goes on from the prefix before step k, its interpreter rewound to there."""
+        e = self.episode
+        resumed = Episode({**self.task, "messages": e.messages[:1 + 2 * k]}, e.states[k].fork(),
+                          max_steps=e.max_steps, max_tokens=e.max_tokens, copy=copy)
         resumed.states = {step: state for step, state in e.states.items() if step < k}
+        return resumed
+
+    def first_error(self, named, accuracy):
+        """Tests the step that the teacher names: the student is resumed --verify-first-error times from the
+        prefix before a step, and where its success collapses, the error lies (see `belief`)."""
+        steps, tries, probes = step_of(self.episode.messages), Counter(), []
+        opinion = belief(steps, probes, named, accuracy)
+        for _ in range(math.ceil(math.log2(self.args.max_steps))):
+            if max(opinion) > SURE:
+                break
+            cut = even_cut(opinion)
+            trials = [self.resume(cut, copy=tries[cut] + 1 + i) for i in range(self.args.verify_first_error)]
+            tries[cut] += len(trials)
+            yield from self.student_plays(trials)
+            probes.append((cut, sum(map(self.right, trials)), len(trials)))
+            opinion = belief(steps, probes, named, accuracy)
+        alone = belief(steps, probes)
+        searched, step = (max(range(steps), key=found.__getitem__) for found in (alone, opinion))
+        return {"teacher": named, "search": searched, "agree": named == searched, "step": step, "probes": probes}
+
+    def correct(self, k, verdict, found):
+        """Rewind to the prefix before step k, let the teacher write that one step, and run it."""
+        rejected, resumed = step_at(self.episode.messages, k, self.episode.prediction), self.resume(k)
+        why = (verdict.analysis, verdict.suggestion) if k == verdict.first_wrong_step else (None, None)
+        content = self.teacher.correct(self.task["question"], self.task["answer"], resumed.messages,
+                                       rejected["content"], rejected["observation"], *why,
+                                       sample=len(self.corrections), usage=self.teacher_usage)
+        prefix = list(resumed.messages)
         resumed.turn(content)
-        resumed.calls = 0  # that turn was the teacher's
+        resumed.calls = 0                                 # that turn was the teacher's
         self.corrections.append(dict(step=k, prefix=prefix,
                                      chosen=step_at(resumed.messages, k, resumed.prediction),
-                                     rejected=rejected, analysis=verdict.analysis))
+                                     rejected=rejected, analysis=why[0], **({"found": found} if found else {})))
         self.episode = resumed
 
     def record(self):
@@ -135,6 +172,34 @@ def step_at(messages, k, prediction=None):
     seen = (messages[2 + 2 * k]["content"].removeprefix("Observation: ")
             if 2 + 2 * k < len(messages) else prediction)
     return {"content": messages[1 + 2 * k]["content"], "observation": seen}
+
+
+# ---- the first error ----
+
+SURE = 0.95                              # of the first wrong step: the search ends
+RATES = [0.1, 0.3, 0.5, 0.7, 0.9]        # how often a student may succeed from a sound prefix …
+RECOVERY = 0.05                          # … and from one that holds an error
+
+
+def belief(steps, probes, named=None, accuracy=0.6):
+    """The probability of each step to be the first wrong one, by what the teacher named (None: all alike) and by
+    the probes (cut, wins, tries): so many wins from the prefix before step `cut`.
+
+    4 steps, the teacher names 1 and is right 6 times in 10, nobody wins from before step 1:
+    [0.13 0.6 0.13 0.13] -> step 0
+    """
+    prior = [1 / steps if named is None else accuracy if k == named else (1 - accuracy) / max(1, steps - 1)
+             for k in range(steps)]
+    def likelihood(k, rate):             # a prefix is sound while the first wrong step k does not stand in it
+        chances = [(rate if cut <= k else RECOVERY, wins, tries) for cut, wins, tries in probes]
+        return math.prod(p ** wins * (1 - p) ** (tries - wins) for p, wins, tries in chances)
+    found = [p * sum(likelihood(k, rate) for rate in RATES) for k, p in enumerate(prior)]
+    return [p / sum(found) for p in found]
+
+
+def even_cut(opinion):
+    """The step before which the first error lies with a probability nearest to a half."""
+    return min(range(1, len(opinion)), key=lambda cut: abs(sum(opinion[:cut]) - 0.5))
 
 
 # ---- training data ----
@@ -191,16 +256,40 @@ def write_jsonl(path, records):
 # ---- main ----
 
 def play(tasks, engine, teacher, search, args, done):
-    """Rounds of student and teacher over a chunk of tasks; done(mentored) is called as each is settled."""
-    episodes = make_episodes(tasks, max_steps=args.max_steps, max_tokens=args.max_tokens, search=search)
-    live = [Mentored(task, episode) for task, episode in zip(tasks, episodes)]
+    """Every task to its outcome: the student plays a batch of what is ready while the teacher, in threads, works
+    on the other tasks. done(mentored) is called, in one of the threads, as each is settled."""
+    tasks, ready, reviews = deque(tasks), deque(), set()
+    most = 2 * args.batch + args.concurrency      # one batch plays, one waits, the others are with the teacher
+    sampling = sampling_from_args(args)
+
+    def review(mentored, run):
+        """Until the student is needed -> its episodes, or None at the end. A server plays them at once."""
+        for episodes in run:
+            if args.engine != "url":
+                return mentored, run, episodes
+            engine.play(episodes, **sampling)
+        done(mentored)
+
     with ThreadPoolExecutor(args.concurrency) as pool:
-        while live:
-            engine.play([m.episode for m in live], **sampling_from_args(args, len(live)))
-            for m in pool.map(lambda m: m.review(teacher, args.corrections), live):
-                if m.outcome:
-                    done(m)
-            live = [m for m in live if not m.outcome]
+        try:
+            while tasks or ready or reviews:
+                while tasks and len(ready) < args.batch and len(ready) + len(reviews) < most:
+                    e = Episode(task := tasks.popleft(), Interpreter(search), max_steps=args.max_steps,
+                                max_tokens=args.max_tokens)
+                    mentored = Mentored(task, e, teacher, args)
+                    if args.engine == "url":
+                        reviews.add(pool.submit(review, mentored, mentored.run()))
+                    else:
+                        ready.append(review(mentored, mentored.run()))
+                enough = len(ready) >= args.batch / 8              # fewer are slow for what they are
+                finished, reviews = wait(reviews, 0 if enough else None, FIRST_COMPLETED)
+                ready += filter(None, (job.result() for job in finished))
+                if ready and (enough or not reviews):
+                    batch = [ready.popleft() for _ in range(min(len(ready), args.batch))]
+                    engine.play([e for _, _, episodes in batch for e in episodes], **sampling)
+                    reviews |= {pool.submit(review, mentored, run) for mentored, run, _ in batch}
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
 
 
 def main(args):
@@ -216,16 +305,19 @@ def main(args):
     wait_for_ranks(world)  # nobody writes before all have read
     if todo:
         engine = load_engine(args.engine, args.student, url=args.student_url)
-        counts = dict(solved=0, corrected=0, hard=0, failed=0)
+        lock, counts, usage = threading.Lock(), dict(solved=0, corrected=0, hard=0, failed=0), Counter()
         with (open(shard, "a", encoding="utf-8") as out,
               tqdm(total=len(todo), desc="mps", unit="task", disable=rank > 0) as bar):
             def done(m):
-                append_jsonl(out, m.record())
-                counts[m.outcome] += 1
-                bar.set_postfix(**counts, teacher_tokens=teacher.counts["completion_tokens"], refresh=False)
-                bar.update(1)
-            for i in range(0, len(todo), args.chunk):
-                play(todo[i:i + args.chunk], engine, teacher, search, args, done)
+                with lock:
+                    append_jsonl(out, record := m.record())
+                    counts[m.outcome] += 1
+                    usage.update(record["usage"])
+                    n = sum(counts.values())
+                    bar.set_postfix(**counts, teacher_tokens_a_task=usage["teacher_completion_tokens"] // n,
+                                    student_tokens_a_task=usage["student_tokens"] // n, refresh=False)
+                    bar.update(1)
+            play(todo, engine, teacher, search, args, done)
     wait_for_ranks(world)
     if rank == 0:
         shards = glob.glob(os.path.join(args.out, "mps.rank*.jsonl"))

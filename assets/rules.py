@@ -203,6 +203,12 @@ def same_formula(sides):
         return True if gap < abs(a[0]) / 10**8 else None                  # 14/3 and 4.67 stay open
 
 
+def word_ngrams(text, n):
+    """-> the words of a text, normalised, and the set of its n-grams; a Chinese or Japanese sign is a word."""
+    words = re.findall(r"[\u3040-\u9fff]|[^\W\u3040-\u9fff]+", text.lower())
+    return " ".join(words), {tuple(words[i:i + n]) for i in range(len(words) - n + 1)}
+
+
 # ---- replies ----
 
 Verdict = namedtuple("Verdict", "correct first_wrong_step analysis suggestion")
@@ -220,6 +226,21 @@ def step_count(messages):
 
 def code_of(content):
     return "".join(re.findall(r"<code>(.*?)</code>", content, re.S)[:1]).strip()
+
+
+def observed(step):
+    return (step["observation"] or "").strip().removeprefix("Observation:").strip()
+
+
+def same_step_cheap(a, b):
+    """True if two steps {"content", "observation"} have the same code (comments and layout aside; without
+    code, the same words) or show the same result; None where that does not decide."""
+    forms = [code_of(step["content"]) or " ".join(step["content"].split()) for step in (a, b)]
+    ends = {"final_answer_print(" in form for form in forms}
+    with contextlib.suppress(*UNREADABLE):
+        forms = [ast.dump(parse_code(form)) for form in forms]
+    shown = observed(a) not in ("", "None") and not re.search(r"Error\b|Exception\b|Traceback", observed(a))
+    return True if forms[0] == forms[1] or shown and observed(a) == observed(b) and len(ends) == 1 else None
 
 
 def parse_json(text, field):

@@ -18,6 +18,7 @@ import random
 import re
 import sys
 import threading
+import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), ".."))
@@ -237,9 +238,14 @@ class Handler(BaseHTTPRequestHandler):
             found = world.search(request["q"])
             return self.answer({"organic": [{"title": request["q"].split(" of ")[-1], "snippet": found}]
                                 if found else []})
-        messages = request["messages"]
+        messages, args = request["messages"], self.server.args
+        time.sleep(args.latency)
         rng = random.Random(messages[1]["content"])            # the same question, the same noise
-        text = reply(messages[0]["content"], messages[1]["content"], self.server.args, rng)
+        text = reply(messages[0]["content"], messages[1]["content"], args, rng)
+        fault = int(random.random() / args.faults) if args.faults else len(FAULTS)
+        text = FAULTS[fault](self, text) if fault < len(FAULTS) else text
+        if text is None:
+            return
         words = sum(len(m["content"].split()) for m in messages), len(text.split())
         self.answer({"object": "chat.completion", "model": "toy-teacher",
                      "choices": [{"index": 0, "finish_reason": "stop",
@@ -247,10 +253,11 @@ class Handler(BaseHTTPRequestHandler):
                      "usage": {"prompt_tokens": words[0], "completion_tokens": words[1],
                                "total_tokens": sum(words)}})
 
-    def answer(self, payload):
+    def answer(self, payload, status=200, **headers):
         body = json.dumps(payload).encode()
-        self.send_response(200)
-        self.send_header("Content-Type", "application/json")
+        self.send_response(status)
+        for name, value in {"Content-Type": "application/json", **headers}.items():
+            self.send_header(name.replace("_", "-"), value)
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
         self.wfile.write(body)
@@ -259,8 +266,30 @@ class Handler(BaseHTTPRequestHandler):
         pass
 
 
+    def cut(self):
+        """A reply whose second half never comes."""
+        self.send_response(200)
+        self.send_header("Content-Length", "500")
+        self.end_headers()
+        self.wfile.write(b'{"object": "chat.completion", "choices": [{"index": 0, "mess')
+        self.close_connection = True
+
+
+# Each spoils a reply: it returns a worse text, or has answered (or been silent for too long) itself.
+FAULTS = [lambda handler, text: handler.answer({"error": "overloaded"}, 500),
+          lambda handler, text: handler.answer({"error": "too many requests"}, 429, Retry_After="0.1"),
+          lambda handler, text: time.sleep(handler.server.args.hang) or text,
+          lambda handler, text: handler.cut(),
+          lambda handler, text: text[:len(text) // 2],
+          lambda handler, text: re.sub('"first_wrong_step": [0-9]+', '"first_wrong_step": 99', text)]
+
+
 class Server(ThreadingHTTPServer):
     daemon_threads, request_queue_size = True, 256
+
+    def handle_error(self, request, address):
+        if not isinstance(sys.exception(), ConnectionError):               # the client gave up waiting, or was killed
+            super().handle_error(request, address)
 
 
 def parse_args(argv=None):
@@ -271,6 +300,11 @@ def parse_args(argv=None):
                    help="probability that a demonstrated step skips one, where it can")
     p.add_argument("--noise", type=float, default=0.0,
                    help="probability that a verdict names another step than the first wrong one")
+    p.add_argument("--latency", type=float, default=0.0, help="seconds before a completion")
+    p.add_argument("--faults", type=float, default=0.0,
+                   help="probability of each of: HTTP 500, HTTP 429, silence, a cut reply, half a text, a step "
+                        "that does not exist")
+    p.add_argument("--hang", type=float, default=2.0, help="seconds of silence")
     return p.parse_args(argv)
 
 

@@ -325,6 +325,21 @@ def test_cache_pays_once_and_resamples(fake, tmp_path):
     assert fake.bodies[0]["seed"] != fake.bodies[1]["seed"]
 
 
+def test_the_same_request_at_once_is_paid_once(fake):
+    from concurrent.futures import ThreadPoolExecutor
+
+    def answer(body):
+        time.sleep(0.2)
+        return body["messages"][1]["content"]
+    fake.default = answer
+    teacher = teacher_of(fake, timeout=5)
+    with ThreadPoolExecutor(16) as pool:
+        assert set(pool.map(lambda i: teacher.plan("same"), range(16))) == {"# Question\nsame"}
+        assert len(fake.bodies) == 1 and (teacher.counts["calls"], teacher.counts["cached"]) == (1, 15)
+        assert len(set(pool.map(lambda i: teacher.plan("same", sample=i + 1), range(8)))) == 1 and len(fake.bodies) == 9
+    assert fake.peak > 1 and not teacher.asking
+
+
 def test_verdict_is_asked_again_once_and_then_fails_aloud(fake):
     bad, good = '{"correct": false, "first_wrong_step": 7}', '{"correct": false, "first_wrong_step": 1, "analysis": "a"}'
     fake.script = [bad, good]
@@ -409,6 +424,7 @@ def test_read_tasks_field_names(tmp_path):
                  {"Question": "c", "answer": ["u", 2], "level": 5}, {"question": "a", "answer": 7})
     tasks = judge.read_tasks(path)
     assert [t["answer"] for t in tasks] == ["7", "1,2", ["u", "2"], "7"] and tasks[1]["id"] == "3"
+    assert "messages" not in judge.read_tasks(write(tmp_path / "m.jsonl", {"question": "a", "answer": 7, "messages": []}))[0]
     assert tasks[2]["level"] == 5 and tasks[2]["question"] == "c" and len({t["id"] for t in tasks}) == 4
     assert judge.read_tasks(path)[0]["id"] == tasks[0]["id"]
 
@@ -464,6 +480,12 @@ def test_audit(fake, tmp_path):
     row = next(line.split() for line in done.stdout.splitlines() if line.startswith("p.jsonl"))
     assert row[1:] == ["4", "33.3", "100.0", "50.0", "2"] and "61.2" in done.stdout
     assert "# Trajectory\n## Step 0\none\n## Step 1\ntwo" in fake.bodies[0]["messages"][1]["content"]
+
+
+@pytest.mark.parametrize("line", [{"problem": "p", "steps": "one", "label": 0}, {"problem": "p", "steps": ["one"], "label": "0"}])
+def test_audit_names_a_malformed_task(fake, tmp_path, line):
+    done = run("audit", "--teacher-url", fake.url, "--data", write(tmp_path / "p.jsonl", line))
+    assert done.returncode == 2 and "p.jsonl, task" in done.stderr and "Traceback" not in done.stderr
 
 
 def test_decontaminate(tmp_path):

@@ -148,7 +148,7 @@ def test_the_teacher_accepts_other_orders_and_harmless_detours():
 def mps_command(folder, checkpoint, teacher_url):
     return [sys.executable, os.path.join(ROOT, "mps.py"), "--tasks", str(folder / "tasks.jsonl"),
             "--student", checkpoint, "--out", str(folder / "mps"), "--teacher-url", teacher_url,
-            "--search", f"http:{teacher_url}/search", "--chunk", "4", "--max-tokens", "60",
+            "--search", f"http:{teacher_url}/search", "--batch", "4", "--max-tokens", "60",
             "--corrections", "2"]
 
 
