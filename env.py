@@ -3,16 +3,18 @@
 The interpreter that runs the agent's code is in assets/sandbox.py: one sealed process per trajectory, with `run`,
 `fork` and `close`; what it covers and what not is said there. Its web search is in assets/search.py. Here,
 top-down: the turn grammar and the chat template (`Chat`), which make rollouts and training see the same tokens;
-`Episode`, one rollout in progress; `rollout`; and the three engines, which all do the same: `play(episodes)`.
+`Episode`, one rollout in progress; `rollout`; and the engine that generates with a Transformers model. vLLM and
+endpoints are in assets/engines.py; all engines do the same: `play(episodes)`.
 """
 import functools
 import os
 import re
 from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 
+from assets.engines import URLEngine, VLLMEngine, seeds_of
 from assets.sandbox import Interpreter, Observation, set_sandbox  # noqa: F401
 from assets.search import SearchFailed, add_env_flags, make_search, search_from_args  # noqa: F401
-from judge import InputError, chat_completion
+from judge import InputError
 
 
 # ---- agent loop ----
@@ -107,7 +109,7 @@ class Chat:
 class Episode:
     """One rollout: the messages, the interpreter behind them and, for engines of tokens, ids and log-probs."""
 
-    def __init__(self, start, interpreter, *, max_steps=8, max_tokens=4096):
+    def __init__(self, start, interpreter, *, max_steps=8, max_tokens=4096, luck=None):
         played = ("messages", "prediction", "correct", "stop", "usage")
         self.task = {k: v for k, v in start.items() if k not in played}
         self.messages = list(start.get("messages") or [{"role": "user", "content": start["question"]}])
@@ -116,6 +118,7 @@ class Episode:
         self.max_steps, self.max_tokens, self.calls = max_steps, max_tokens, 0
         self.prediction = self.stop = self.failure = None
         self.ids, self.loss_mask, self.logps, self.prompt = [], [], [], 0
+        self.luck = luck                                            # with the engine's seed: what it draws
 
     def begin(self, chat):
         self.ids = chat.encode(self.messages)[0]
@@ -172,22 +175,25 @@ class Episode:
         return {**self.task, **ended}
 
 
-def make_episodes(starts, copies=1, max_steps=8, max_tokens=4096, search=None, skipped=None):
+def make_episodes(starts, copies=1, max_steps=8, max_tokens=4096, search=None, skipped=None,
+                  share=None):
     """Episodes ready to play, the copies of a start adjacent. A start whose prefix does not replay is appended to
-    `skipped` with the reason, or raises ReplayMismatch where there is no such list."""
+    `skipped` with the reason, or raises it (ReplayMismatch, SearchFailed) where there is no such list.
+    share: (rank, ranks) where these are every ranks-th start: luck does not depend on the number of ranks."""
     def prepare(start):
         try:
             return replay(start.get("messages") or [], Interpreter(search))
-        except ReplayMismatch as e:
+        except (ReplayMismatch, SearchFailed) as e:
             if skipped is None:
                 raise
             skipped.append((start, e))
     with ThreadPoolExecutor(16) as pool:
         prepared = list(pool.map(prepare, starts))
     episodes, limits = [], dict(max_steps=max_steps, max_tokens=max_tokens)
-    for start, interpreter in zip(starts, prepared):
+    for i, (start, interpreter) in enumerate(zip(starts, prepared)):
         if interpreter is not None:
-            episodes += [Episode(start, interpreter.fork(), **limits) for _ in range(copies)]
+            i = share[0] + share[1] * i if share else i
+            episodes += [Episode(start, interpreter.fork(), luck=(i, copy), **limits) for copy in range(copies)]
             interpreter.close()
     return episodes
 
@@ -258,12 +264,15 @@ class TorchEngine:
         import torch
         for e in episodes:
             e.begin(self.chat)
-        training, _ = self.model.training, self.model.eval()
+        training, _, seeds = self.model.training, self.model.eval(), seeds_of(episodes, seed)
         with torch.inference_mode(), ThreadPoolExecutor(16) as pool:
             for i in range(0, len(episodes), self.batch):
                 how = temperature, top_p, top_k
-                self.play_batch(episodes[i:i + self.batch], pool, how, seed + i, progress)
+                self.play_batch(episodes[i:i + self.batch], pool, how, seeds[i:i + self.batch], progress)
         self.model.train(training)
+
+    def sleep(self):
+        """Nothing to set free while the trainer works: the model is the trainer's, and the cache is gone."""
 
     def prefill(self, episodes):
         """-> cache, logits (B, V) of the last prompt token, mask (B, P), positions (B,) of the next token."""
@@ -283,13 +292,12 @@ class TorchEngine:
                 layer.update = functools.partial(append, layer)
         return out.past_key_values, out.logits[rows, -1], mask[rows], mask.sum(1)[rows]
 
-    def play_batch(self, episodes, pool, how, seed, progress):
+    def play_batch(self, episodes, pool, how, seeds, progress):
         import torch
         tensor = lambda rows: torch.tensor(rows, device=self.model.device)
         cache, logits, mask, position = self.prefill(episodes)
-        most = max(e.room for e in episodes)
-        dice = torch.rand(len(episodes), 1 + most, generator=torch.Generator().manual_seed(seed))
-        rows = [Row(e, uniform) for e, uniform in zip(episodes, dice)]
+        rows = [Row(e, torch.rand(1 + e.room, generator=torch.Generator().manual_seed(seed)))
+                for e, seed in zip(episodes, seeds)]
         while rows:
             if all(r.running or r.done for r in rows) and any(r.running for r in rows):
                 wait([r.running for r in rows if r.running], return_when=FIRST_COMPLETED)
@@ -336,62 +344,6 @@ class Row:
         return token
 
 
-class VLLMEngine:
-    """Generation with vLLM in this process (prefix caching on); under torchrun one engine a rank."""
-
-    def __init__(self, path, tokenizer, memory=0.4, seed=0):
-        import vllm
-        self.vllm, self.chat = vllm, Chat(tokenizer)
-        launcher = "external_launcher" if "RANK" in os.environ else None
-        self.llm = vllm.LLM(path, gpu_memory_utilization=memory, enable_prefix_caching=True, seed=seed,
-                            logprobs_mode="processed_logprobs", distributed_executor_backend=launcher)
-
-    def play(self, episodes, temperature=1.0, top_p=1.0, top_k=0, seed=0, progress=None):
-        how = dict(temperature=temperature, top_p=top_p, top_k=top_k, logprobs=0, stop_token_ids=[self.chat.end],
-                   detokenize=False)
-        for e in episodes:
-            e.begin(self.chat)
-        live = list(episodes)
-        with ThreadPoolExecutor(16) as pool:
-            while live:
-                seeds = [hash((seed, i, e.calls)) & 0x7fffffff for i, e in enumerate(live)]
-                params = [self.vllm.SamplingParams(**how, seed=s, max_tokens=e.room) for e, s in zip(live, seeds)]
-                outs = self.llm.generate([{"prompt_token_ids": e.ids} for e in live], params, use_tqdm=False)
-                jobs = []
-                for e, out in zip(live, (o.outputs[0] for o in outs)):
-                    logps = [at[token].logprob for token, at in zip(out.token_ids, out.logprobs)]
-                    jobs.append(pool.submit(e.token_turn, self.chat, list(out.token_ids), logps))
-                live = [e for e, job in zip(live, jobs) if job.result() is not None]
-                if progress is not None:
-                    progress.update(len(jobs) - len(live))
-
-    def load(self, pairs):
-        """Take over the trainer's weights: (name, tensor) pairs of `state_dict()`, tied embeddings included."""
-        self.llm.collective_rpc("reload_weights", kwargs={"weights_iterator": pairs})
-        self.llm.reset_prefix_cache()
-
-
-class URLEngine:
-    """Generation by an OpenAI-compatible chat endpoint; text only: for data and evaluation, not for training."""
-
-    def __init__(self, url, model, concurrency=64, timeout=600):
-        self.url, self.model, self.concurrency, self.timeout = url, model, concurrency, timeout
-
-    def play(self, episodes, temperature=1.0, top_p=1.0, top_k=0, seed=0, progress=None):
-        body = dict(model=self.model, temperature=temperature, top_p=top_p, **({"top_k": top_k} if top_k else {}))
-
-        def run(e):
-            seen = ""
-            while seen is not None:
-                choice = chat_completion(self.url, {**body, "messages": e.messages, "max_tokens": e.max_tokens},
-                                         timeout=self.timeout)
-                seen = e.turn(choice["message"]["content"], choice.get("finish_reason") != "length")
-            if progress is not None:
-                progress.update(1)
-        with ThreadPoolExecutor(self.concurrency) as pool:
-            list(pool.map(run, episodes))
-
-
 def load_model(path, dtype):
     """-> model on this rank's device, tokenizer. Raises InputError for anything that is no chat model."""
     import torch
@@ -415,7 +367,7 @@ def load_engine(kind, model, url=None):
         return URLEngine(url, model)
     if kind == "vllm":
         import transformers
-        return VLLMEngine(model, transformers.AutoTokenizer.from_pretrained(model), memory=0.9)
+        return VLLMEngine(model, Chat(transformers.AutoTokenizer.from_pretrained(model)))
     return TorchEngine(*load_model(model, "auto"))
 
 
