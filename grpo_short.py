@@ -46,7 +46,7 @@ from env import (Chat, TorchEngine, VLLMEngine, add_env_flags, add_sampling_flag
 from judge import (BadReply, Help, InputError, Teacher, add_teacher_flags, append_jsonl, cli, correct_answer,
                    key_step_reward, read_jsonl, read_tasks, render, same_step_cheap, save_args)
 from mps import step_at
-from sft import (add_training_flags, collate, deepspeed_engine, full_weights, load_policy, load_state,
+from sft import (add_training_flags, collate, deepspeed_engine, full_weights, load_policy, load_state, marked,
                  open_metrics, optimizer_step, permutation, save_model, save_state, start_distributed,
                  sum_over_ranks)
 
@@ -238,12 +238,13 @@ def update(engine, rows, reference, args, device):
         return log, None
 
     def loss_of(input_ids, attention_mask, loss_mask, old_logps, advantages):
-        logps = engine(input_ids, attention_mask, loss_mask, args.temperature)  # (N,) the sampled tokens
+        what = dict(input_ids=input_ids, attention_mask=attention_mask), *marked(input_ids, loss_mask)
+        logps = engine(*what, args.temperature)                                 # (N,) the sampled tokens
         loss, stats = policy_loss(logps, old_logps, advantages, torch.ones_like(logps), args.clip,
                                   args.dual_clip, max(tokens, 1))
         if reference is not None:
             with torch.no_grad():
-                away = reference(input_ids, attention_mask, loss_mask, args.temperature) - logps.detach()
+                away = reference(*what, args.temperature) - logps.detach()
             gap = logps - logps.detach()  # k3: exp(d) - d - 1, d = ref - logp
             kl = (torch.exp(away - gap) - (away - gap) - 1).sum() / max(tokens, 1)
             loss, log["kl"] = loss + args.kl * kl, log["kl"] + float(kl.detach())
