@@ -41,13 +41,14 @@ from concurrent.futures import ThreadPoolExecutor
 
 import torch
 
+from assets.groups import Rollout, pack, pad, share_prefixes
 from env import (Chat, TorchEngine, VLLMEngine, add_env_flags, add_sampling_flags, make_episodes, rollout,
                  sampling_from_args, search_from_args, step_of)
 from judge import (BadReply, Help, InputError, Teacher, add_teacher_flags, append_jsonl, cli, correct_answer,
                    key_step_reward, read_jsonl, read_tasks, render, same_step_cheap, save_args)
 from mps import step_at
-from sft import (add_training_flags, collate, deepspeed_engine, full_weights, load_policy, load_state, marked,
-                 open_metrics, optimizer_step, permutation, save_model, save_state, start_distributed,
+from sft import (add_training_flags, deepspeed_engine, full_weights, load_policy, load_state, open_metrics,
+                 optimizer_step, permutation, save_model, save_state, start_distributed,
                  sum_over_ranks)
 
 
@@ -90,6 +91,10 @@ def parse_args(argv=None):
     g.add_argument("--vllm-memory", type=float, default=0.5,
                    help="share of the GPU for vLLM while it generates; while the trainer works it has none")
     add_training_flags(g)
+    g.add_argument("--pack", action=argparse.BooleanOptionalAction, default=True,
+                   help="train on rows [prefix, r_1 ... r_G]; otherwise on --micro-batch padded rollouts a pass")
+    g.add_argument("--row-tokens", type=int, default=16384,
+                   help="tokens of such a row; changes memory, not results")
     g.add_argument("--save-every", type=int, default=20, help="steps between saved states")
     g.add_argument("--show-every", type=int, default=10,
                    help="steps between groups put in rollouts.jsonl and, as text, in OUT/rollouts/")
@@ -144,6 +149,12 @@ def policy_loss(logps, old_logps, advantages, loss_mask, clip=0.2, dual_clip=0.0
     return -(gain * mask).sum() / count, stats
 
 
+def k3(logps, reference_logps):
+    """Per token, the unbiased and never negative estimate of KL(policy || reference): exp(d) - d - 1."""
+    d = reference_logps - logps
+    return torch.exp(d) - d - 1
+
+
 # ---- starts and rewards ----
 
 def load_starts(path, short_horizon):
@@ -183,10 +194,9 @@ def reward(trajectory, teacher, args):
 
 
 def score(groups, teacher, args, pool):
-    """Rewards and advantages of groups of episodes -> rows to train on, group by group; counts for the log.
+    """Rewards and advantages of groups of episodes -> groups of `Rollout`, counts for the log.
 
-    A row is (input_ids, loss_mask, old log-probs, advantage). The judge is asked concurrently; rollouts
-    without a reward are left out of their group.
+    The judge is asked concurrently; rollouts without a reward are left out of their group.
     """
     episodes = [e for group in groups for e in group]
     for e in episodes:
@@ -196,7 +206,7 @@ def score(groups, teacher, args, pool):
     log = dict(rollouts=len(episodes), reward=0.0, correct=0, chosen=0, rejected=0, zero_variance=0,
                dropped=0, truncated=0, response_tokens=sum(sum(e.loss_mask) for e in episodes),
                groups=len(groups))
-    rows = []
+    trained = []
     for group in groups:
         scored = []
         for e in group:
@@ -213,40 +223,39 @@ def score(groups, teacher, args, pool):
         rewards = torch.tensor([[value for _, value in scored]])
         advantages = group_advantages(rewards)[0].tolist() if scored else []
         log["zero_variance"] += not any(advantages)
-        rows.append([(e.ids, e.loss_mask, e.logps, a) for (e, _), a in zip(scored, advantages)])
-    return rows, log
+        trained.append([Rollout(e.ids, e.loss_mask, e.logps, a, e.prompt)
+                        for (e, _), a in zip(scored, advantages)])
+    return trained, log
 
 
 # ---- one update ----
 
-def update(engine, rows, reference, args, device):
+def update(engine, groups, reference, args, device):
     """One clipped update on this rank's groups of a mini-batch -> sums for the log, gradient norm or None."""
-    tokens, = sum_over_ranks(sum(sum(mask) for group in rows for _, mask, _, _ in group))
-    live = sorted((row for group in rows for row in group if row[3] != 0), key=lambda row: len(row[0]))
-    count = torch.tensor(math.ceil(len(live) / args.micro_batch), device=device)
-    torch.distributed.all_reduce(count, op=torch.distributed.ReduceOp.MAX)  # as many passes on every rank
-    micro = []
-    for i in range(int(count)):
-        part = live[i * args.micro_batch:(i + 1) * args.micro_batch]
-        batch = collate([row[:2] for row in part], args.micro_batch)
-        old = [p for _, mask, logps, _ in part for m, p in zip(mask, logps) if m]
-        advantages = [a for _, mask, _, a in part for m in mask if m]
-        micro.append([x.to(device) for x in (*batch, torch.tensor(old), torch.tensor(advantages))])
-    log = dict(loss=0.0, clip_fraction=0.0, logp_gap=0.0,
-               trained_tokens=sum(sum(mask) for _, mask, _, _ in live), kl=0.0)
+    tokens, = sum_over_ranks(sum(sum(r.loss_mask) for group in groups for r in group))
+    live = [[r for r in group if r.advantage or args.kl] for group in groups]
+    if args.pack:
+        micro = [pack(row, device) for row in share_prefixes(live, args.row_tokens)]
+    else:
+        rollouts = sorted((r for group in live for r in group), key=lambda r: len(r.input_ids))
+        micro = [pad(rollouts[i:i + args.micro_batch], device)
+                 for i in range(0, len(rollouts), args.micro_batch)]
+    count = torch.tensor(len(micro), device=device)
+    torch.distributed.all_reduce(count, op=torch.distributed.ReduceOp.MAX)
+    micro += [pack([], device)] * (int(count) - len(micro))                 # as many passes on every rank
+    log = dict(loss=0.0, clip_fraction=0.0, logp_gap=0.0, kl=0.0,
+               trained_tokens=sum(sum(r.loss_mask) for group in live for r in group))
     if not micro:
         return log, None
 
-    def loss_of(input_ids, attention_mask, loss_mask, old_logps, advantages):
-        what = dict(input_ids=input_ids, attention_mask=attention_mask), *marked(input_ids, loss_mask)
-        logps = engine(*what, args.temperature)                                 # (N,) the sampled tokens
+    def loss_of(inputs, predict, target, old_logps, advantages):
+        logps = engine(inputs, predict, target, args.temperature)                # (N,) the sampled tokens
         loss, stats = policy_loss(logps, old_logps, advantages, torch.ones_like(logps), args.clip,
                                   args.dual_clip, max(tokens, 1))
         if reference is not None:
             with torch.no_grad():
-                away = reference(*what, args.temperature) - logps.detach()
-            gap = logps - logps.detach()  # k3: exp(d) - d - 1, d = ref - logp
-            kl = (torch.exp(away - gap) - (away - gap) - 1).sum() / max(tokens, 1)
+                away = reference(inputs, predict, target, args.temperature)
+            kl = k3(logps, away).sum() / max(tokens, 1)
             loss, log["kl"] = loss + args.kl * kl, log["kl"] + float(kl.detach())
         log["loss"] += float(loss.detach())
         log["clip_fraction"] += float(stats["clip_fraction"])
@@ -276,10 +285,10 @@ def make_engine(args, engine, tokenizer, device, probe):
             generator.load(full_weights(engine))
             prompt = generator.chat.encode(probe)[0]
             tokens, theirs = generator.greedy(prompt)
-            batch = collate([(prompt + tokens, [0] * len(prompt) + [1] * len(tokens))], 1)
+            mask, none = [0] * len(prompt) + [1] * len(tokens), [0.0] * len(prompt)
+            *what, theirs, _ = pad([Rollout(prompt + tokens, mask, none + theirs, 0.0, len(prompt))], device)
             with torch.no_grad():
-                ours = engine(*(x.to(device) for x in batch)).cpu()
-            return float((ours - torch.tensor(theirs)).abs().mean())
+                return float((engine(*what) - theirs).abs().mean())
         return generator, sync
     if args.zero < 3:
         return TorchEngine(engine.module.model, tokenizer, args.rollout_batch), lambda: 0.0
@@ -389,12 +398,12 @@ def main(args):
 
         # ---- reward ----
         groups = [episodes[i:i + args.group] for i in range(0, len(episodes), args.group)]
-        rows, counts = score(groups, teacher, args, pool)
+        trained, counts = score(groups, teacher, args, pool)
         clock.append(time.time())
 
         # ---- update: every mini-batch once ----
         size = args.mini_batch // world
-        updates = [update(engine, rows[i:i + size], reference, args, device)
+        updates = [update(engine, trained[i:i + size], reference, args, device)
                    for i in range(0, args.prompts // world, size)]
         sync_gap = sum_over_ranks(sync())[0] / world
         clock.append(time.time())
