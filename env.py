@@ -3,7 +3,8 @@
 The interpreter that runs the agent's code is in assets/sandbox.py: one sealed process per trajectory, with `run`,
 `fork` and `close`; what it covers and what not is said there. Its web search is in assets/search.py. Here,
 top-down: the turn grammar and the chat template (`Chat`), which make rollouts and training see the same tokens;
-`Episode`, one rollout in progress; `rollout`; and the three engines, which all do the same: `play(episodes)`.
+`Episode`, one rollout in progress; `rollout`; and the engine that generates with a Transformers model. vLLM and
+endpoints are in assets/engines.py; all engines do the same: `play(episodes)`.
 """
 import functools
 import os
@@ -11,9 +12,10 @@ import re
 import zlib
 from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 
+from assets.engines import URLEngine, VLLMEngine
 from assets.sandbox import Interpreter, Observation, set_sandbox  # noqa: F401
 from assets.search import SearchFailed, add_env_flags, make_search, search_from_args  # noqa: F401
-from judge import InputError, chat_completion
+from judge import InputError
 
 
 # ---- agent loop ----
@@ -182,11 +184,11 @@ class Episode:
 
 def make_episodes(starts, copies=1, max_steps=8, max_tokens=4096, search=None, skipped=None):
     """Episodes ready to play, the copies of a start adjacent. A start whose prefix does not replay is appended to
-    `skipped` with the reason, or raises ReplayMismatch where there is no such list."""
+    `skipped` with the reason, or raises it (ReplayMismatch, SearchFailed) where there is no such list."""
     def prepare(start):
         try:
             return replay(start.get("messages") or [], Interpreter(search))
-        except ReplayMismatch as e:
+        except (ReplayMismatch, SearchFailed) as e:
             if skipped is None:
                 raise
             skipped.append((start, e))
@@ -273,6 +275,9 @@ class TorchEngine:
                 self.play_batch(episodes[i:i + self.batch], pool, how, seed, progress)
         self.model.train(training)
 
+    def sleep(self):
+        """Nothing to set free while the trainer works: the model is the trainer's, and the cache is gone."""
+
     def prefill(self, episodes):
         """-> cache, logits (B, V) of the last prompt token, mask (B, P), positions (B,) of the next token."""
         import torch
@@ -343,61 +348,6 @@ class Row:
         return token
 
 
-class VLLMEngine:
-    """Generation with vLLM in this process (prefix caching on); under torchrun one engine a rank."""
-
-    def __init__(self, path, tokenizer, memory=0.4, seed=0):
-        import vllm
-        self.vllm, self.chat = vllm, Chat(tokenizer)
-        launcher = "external_launcher" if "RANK" in os.environ else None
-        self.llm = vllm.LLM(path, gpu_memory_utilization=memory, enable_prefix_caching=True, seed=seed,
-                            logprobs_mode="processed_logprobs", distributed_executor_backend=launcher)
-
-    def play(self, episodes, temperature=1.0, top_p=1.0, top_k=0, seed=0, progress=None):
-        how = dict(temperature=temperature, top_p=top_p, top_k=top_k, logprobs=0, stop_token_ids=[self.chat.end],
-                   detokenize=False)
-        for e in episodes:
-            e.begin(self.chat)
-        live = list(episodes)
-        with ThreadPoolExecutor(16) as pool:
-            while live:
-                params = [self.vllm.SamplingParams(**how, seed=e.dice(seed), max_tokens=e.room) for e in live]
-                outs = self.llm.generate([{"prompt_token_ids": e.ids} for e in live], params, use_tqdm=False)
-                jobs = []
-                for e, out in zip(live, (o.outputs[0] for o in outs)):
-                    logps = [at[token].logprob for token, at in zip(out.token_ids, out.logprobs)]
-                    jobs.append(pool.submit(e.token_turn, self.chat, list(out.token_ids), logps))
-                live = [e for e, job in zip(live, jobs) if job.result() is not None]
-                if progress is not None:
-                    progress.update(len(jobs) - len(live))
-
-    def load(self, pairs):
-        """Take over the trainer's weights: (name, tensor) pairs of `state_dict()`, tied embeddings included."""
-        self.llm.collective_rpc("reload_weights", kwargs={"weights_iterator": pairs})
-        self.llm.reset_prefix_cache()
-
-
-class URLEngine:
-    """Generation by an OpenAI-compatible chat endpoint; text only: for data and evaluation, not for training."""
-
-    def __init__(self, url, model, concurrency=64, timeout=600):
-        self.url, self.model, self.concurrency, self.timeout = url, model, concurrency, timeout
-
-    def play(self, episodes, temperature=1.0, top_p=1.0, top_k=0, seed=0, progress=None):
-        body = dict(model=self.model, temperature=temperature, top_p=top_p, **({"top_k": top_k} if top_k else {}))
-
-        def run(e):
-            seen = ""
-            while seen is not None:
-                ask = dict(messages=e.messages, max_tokens=e.max_tokens, seed=e.dice(seed))
-                choice = chat_completion(self.url, body | ask, timeout=self.timeout)
-                seen = e.turn(choice["message"]["content"], choice.get("finish_reason") != "length")
-            if progress is not None:
-                progress.update(1)
-        with ThreadPoolExecutor(self.concurrency) as pool:
-            list(pool.map(run, episodes))
-
-
 def load_model(path, dtype):
     """-> model on this rank's device, tokenizer. Raises InputError for anything that is no chat model."""
     import torch
@@ -421,7 +371,7 @@ def load_engine(kind, model, url=None):
         return URLEngine(url, model)
     if kind == "vllm":
         import transformers
-        return VLLMEngine(model, transformers.AutoTokenizer.from_pretrained(model), memory=0.9)
+        return VLLMEngine(model, Chat(transformers.AutoTokenizer.from_pretrained(model)))
     return TorchEngine(*load_model(model, "auto"))
 
 

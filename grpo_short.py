@@ -21,12 +21,16 @@ plain GRPO.
   8 GPUs:  torchrun --nproc_per_node 8 grpo_short.py --model ckpt/sft --data mps/rl.jsonl --out ckpt/rl \\
              --engine vllm --zero 3 --teacher-url http://teacher:8000 \\
              --search http:https://google.serper.dev/search
+  2 nodes: the same on each, with torchrun --nnodes 2 --nproc_per_node 8 --rdzv_backend c10d \\
+             --rdzv_endpoint FIRST_NODE:29500; OUT and the model on a disk that both see
 
 Logged each step (metrics.jsonl): reward and the share of rollouts with a right answer, the chosen and the
 rejected key step; zero_variance, the share of groups with equal rewards (they have no gradient and are not
-trained on); dropped, rollouts whose search or judge failed; response_tokens; truncated; clip_fraction;
-logp_gap between the engine that sampled and the trainer; grad_norm; seconds of each phase. A loss near 0 is
-expected: advantages sum to 0 and rho starts at 1.
+trained on); skipped, starts whose prefix did not replay; dropped, rollouts whose search, interpreter or judge
+failed; response_tokens; truncated; clip_fraction; logp_gap between the engine that sampled and the trainer,
+mean over tokens before the first update; sync_gap, the same for greedy tokens right after the weights were
+handed over; grad_norm; seconds of each phase. A loss near 0 is expected: advantages sum to 0 and rho starts
+at 1.
 """
 import argparse
 import math
@@ -37,13 +41,14 @@ from concurrent.futures import ThreadPoolExecutor
 
 import torch
 
-from env import (TorchEngine, VLLMEngine, add_env_flags, add_sampling_flags, make_episodes, rollout,
+from assets.groups import Rollout, pack, pad, share_prefixes
+from env import (Chat, TorchEngine, VLLMEngine, add_env_flags, add_sampling_flags, make_episodes, rollout,
                  sampling_from_args, search_from_args, step_of)
 from judge import (BadReply, Help, InputError, Teacher, add_teacher_flags, append_jsonl, cli, correct_answer,
-                   key_step_reward, read_jsonl, read_tasks, same_step_cheap, save_args)
+                   key_step_reward, read_jsonl, read_tasks, render, same_step_cheap, save_args)
 from mps import step_at
-from sft import (add_training_flags, collate, deepspeed_engine, full_weights, load_policy, load_state,
-                 open_metrics, optimizer_step, permutation, save_model, save_state, start_distributed,
+from sft import (add_training_flags, deepspeed_engine, full_weights, load_policy, load_state, open_metrics,
+                 optimizer_step, permutation, save_model, save_state, start_distributed,
                  sum_over_ranks)
 
 
@@ -81,11 +86,18 @@ def parse_args(argv=None):
                    help="bound on the loss of a token with negative advantage; 0 for none")
     g.add_argument("--kl", type=float, default=0.0,
                    help="weight of the KL term to the starting model (k3 estimator)")
-    g.add_argument("--max-logp-gap", type=float, default=1.0,
+    g.add_argument("--max-logp-gap", type=float, default=0.2,
                    help="stop if engine and trainer differ by more, mean over tokens, in nats")
+    g.add_argument("--vllm-memory", type=float, default=0.5,
+                   help="share of the GPU for vLLM while it generates; while the trainer works it has none")
     add_training_flags(g)
+    g.add_argument("--pack", action=argparse.BooleanOptionalAction, default=True,
+                   help="train on rows [prefix, r_1 ... r_G]; otherwise on --micro-batch padded rollouts a pass")
+    g.add_argument("--row-tokens", type=int, default=16384,
+                   help="tokens of such a row; changes memory, not results")
     g.add_argument("--save-every", type=int, default=20, help="steps between saved states")
-    g.add_argument("--show-every", type=int, default=10, help="steps between groups put in rollouts.jsonl")
+    g.add_argument("--show-every", type=int, default=10,
+                   help="steps between groups put in rollouts.jsonl and, as text, in OUT/rollouts/")
     add_sampling_flags(p, temperature=1.0, top_p=1.0, top_k=0)
     add_env_flags(p)
     add_teacher_flags(p)
@@ -137,6 +149,12 @@ def policy_loss(logps, old_logps, advantages, loss_mask, clip=0.2, dual_clip=0.0
     return -(gain * mask).sum() / count, stats
 
 
+def k3(logps, reference_logps):
+    """Per token, the unbiased and never negative estimate of KL(policy || reference): exp(d) - d - 1."""
+    d = reference_logps - logps
+    return torch.exp(d) - d - 1
+
+
 # ---- starts and rewards ----
 
 def load_starts(path, short_horizon):
@@ -155,92 +173,89 @@ def load_starts(path, short_horizon):
 
 
 def reward(trajectory, teacher, args):
-    """-> reward or None (the judge failed), {"correct", "chosen", "rejected"}: what it was made of."""
+    """-> reward, {"correct", "chosen", "rejected"}: what it was made of. Raises BadReply of the judge."""
     t, key = trajectory, trajectory["key"]
-    correct = t["stop"] == "answer" and correct_answer(teacher, t["question"], t["prediction"], t["answer"])
-    parts = dict(correct=bool(correct), chosen=False, rejected=False)
-    if correct or key is None or not args.key_step_reward:
-        return float(correct), parts
-    if step_of(t["messages"]) <= key or (args.key_step_finished and t["stop"] != "answer"):
+    parts = dict(correct=False, chosen=False, rejected=False)
+    if t["stop"] == "answer":
+        parts["correct"] = bool(correct_answer(teacher, t["question"], t["prediction"], t["answer"]))
+    if parts["correct"] or key is None or not args.key_step_reward:
+        return float(parts["correct"]), parts
+    steps, finished = step_of(t["messages"]), t["stop"] == "answer"
+    if (steps <= key or args.key_step_finished and not finished
+            or args.key_step_not_answer and finished and steps == key + 1):
         return 0.0, parts
     step, before = step_at(t["messages"], key, t["prediction"]), truncate(t["messages"], key)
-    if args.key_step_not_answer and t["stop"] == "answer" and step_of(t["messages"]) == key + 1:
-        return 0.0, parts
-    try:
-        parts["chosen"] = same_step(teacher, t["question"], before, step, t["chosen"])
-        parts["rejected"] = not parts["chosen"] and any(same_step(teacher, t["question"], before, step, r)
-                                                        for r in [t["rejected"], *t.get("also_rejected", [])])
-    except BadReply:
-        return None, parts
+
+    def same(other):
+        return bool(same_step_cheap(step, other)) or teacher.same_step(t["question"], before, step, other)
+    parts["chosen"] = same(t["chosen"])
+    parts["rejected"] = not parts["chosen"] and any(map(same, [t["rejected"], *t.get("also_rejected", [])]))
     return key_step_reward(False, parts["chosen"], parts["rejected"]), parts
 
 
-def same_step(teacher, question, before, a, b):
-    return bool(same_step_cheap(a, b)) or teacher.same_step(question, before, a, b)
-
-
 def score(groups, teacher, args, pool):
-    """Rewards and advantages of groups of episodes -> rows to train on, counts for the log.
+    """Rewards and advantages of groups of episodes -> groups of `Rollout`, counts for the log.
 
-    A row is (input_ids, loss_mask, old log-probs, advantage). The judge is asked concurrently; rollouts
-    without a reward are left out of their group.
+    The judge is asked concurrently; rollouts without a reward are left out of their group.
     """
     episodes = [e for group in groups for e in group]
     for e in episodes:
         e.record = e.trajectory()
-    futures = {id(e): pool.submit(reward, e.record, teacher, args) for e in episodes if e.stop != "failed"}
+    futures = {id(e): pool.submit(reward, e.record, teacher, args) for e in episodes
+               if e.stop != "failed" and not e.interpreter.lost}
     log = dict(rollouts=len(episodes), reward=0.0, correct=0, chosen=0, rejected=0, zero_variance=0,
                dropped=0, truncated=0, response_tokens=sum(sum(e.loss_mask) for e in episodes),
                groups=len(groups))
-    rows = []
+    trained = []
     for group in groups:
         scored = []
         for e in group:
-            value, parts = futures[id(e)].result() if id(e) in futures else (None, {})
-            e.record.update(reward=value, **{f"reward_{k}": v for k, v in parts.items()})
-            log["dropped"] += value is None
             log["truncated"] += e.stop == "max_tokens"
-            if value is not None:
-                scored.append((e, value))
-                log["reward"] += value
-                for k, v in parts.items():
-                    log[k] += v
-        advantages = (group_advantages(torch.tensor([[value for _, value in scored]]))[0].tolist()
-                      if scored else [])
+            try:
+                value, parts = futures[id(e)].result()
+            except (KeyError, BadReply):               # the search, the interpreter or the judge failed
+                log["dropped"] += 1
+                continue
+            e.record.update(reward=value, **{f"reward_{k}": v for k, v in parts.items()})
+            for k, v in dict(reward=value, **parts).items():
+                log[k] += v
+            scored.append((e, value))
+        rewards = torch.tensor([[value for _, value in scored]])
+        advantages = group_advantages(rewards)[0].tolist() if scored else []
         log["zero_variance"] += not any(advantages)
-        rows.append([(e.ids, e.loss_mask, e.logps, a) for (e, _), a in zip(scored, advantages)])
-    return rows, log
+        trained.append([Rollout(e.ids, e.loss_mask, e.logps, a, e.prompt)
+                        for (e, _), a in zip(scored, advantages)])
+    return trained, log
 
 
 # ---- one update ----
 
-def update(engine, rows, reference, args, device):
+def update(engine, groups, reference, args, device):
     """One clipped update on this rank's groups of a mini-batch -> sums for the log, gradient norm or None."""
-    tokens, = sum_over_ranks(sum(sum(mask) for group in rows for _, mask, _, _ in group))
-    live = sorted((row for group in rows for row in group if row[3] != 0), key=lambda row: len(row[0]))
-    count = torch.tensor(math.ceil(len(live) / args.micro_batch), device=device)
-    torch.distributed.all_reduce(count, op=torch.distributed.ReduceOp.MAX)  # as many passes on every rank
-    micro = []
-    for i in range(int(count)):
-        part = live[i * args.micro_batch:(i + 1) * args.micro_batch]
-        batch = collate([row[:2] for row in part], args.micro_batch)
-        old = [p for _, mask, logps, _ in part for m, p in zip(mask, logps) if m]
-        advantages = [a for _, mask, _, a in part for m in mask if m]
-        micro.append([x.to(device) for x in (*batch, torch.tensor(old), torch.tensor(advantages))])
-    log = dict(loss=0.0, clip_fraction=0.0, logp_gap=0.0,
-               trained_tokens=sum(sum(mask) for _, mask, _, _ in live), kl=0.0)
+    tokens, = sum_over_ranks(sum(sum(r.loss_mask) for group in groups for r in group))
+    live = [[r for r in group if r.advantage or args.kl] for group in groups]
+    if args.pack:
+        micro = [pack(row, device) for row in share_prefixes(live, args.row_tokens)]
+    else:
+        rollouts = sorted((r for group in live for r in group), key=lambda r: len(r.input_ids))
+        micro = [pad(rollouts[i:i + args.micro_batch], device)
+                 for i in range(0, len(rollouts), args.micro_batch)]
+    count = torch.tensor(len(micro), device=device)
+    torch.distributed.all_reduce(count, op=torch.distributed.ReduceOp.MAX)
+    micro += [pack([], device)] * (int(count) - len(micro))                 # as many passes on every rank
+    log = dict(loss=0.0, clip_fraction=0.0, logp_gap=0.0, kl=0.0,
+               trained_tokens=sum(sum(r.loss_mask) for group in live for r in group))
     if not micro:
         return log, None
 
-    def loss_of(input_ids, attention_mask, loss_mask, old_logps, advantages):
-        logps = engine(input_ids, attention_mask, loss_mask, args.temperature)  # (N,) the sampled tokens
+    def loss_of(inputs, predict, target, old_logps, advantages):
+        logps = engine(inputs, predict, target, args.temperature)                # (N,) the sampled tokens
         loss, stats = policy_loss(logps, old_logps, advantages, torch.ones_like(logps), args.clip,
                                   args.dual_clip, max(tokens, 1))
         if reference is not None:
             with torch.no_grad():
-                away = reference(input_ids, attention_mask, loss_mask, args.temperature) - logps.detach()
-            gap = logps - logps.detach()  # k3: exp(d) - d - 1, d = ref - logp
-            kl = (torch.exp(away - gap) - (away - gap) - 1).sum() / max(tokens, 1)
+                away = reference(inputs, predict, target, args.temperature)
+            kl = k3(logps, away).sum() / max(tokens, 1)
             loss, log["kl"] = loss + args.kl * kl, log["kl"] + float(kl.detach())
         log["loss"] += float(loss.detach())
         log["clip_fraction"] += float(stats["clip_fraction"])
@@ -252,15 +267,31 @@ def update(engine, rows, reference, args, device):
 
 # ---- main ----
 
-def make_engine(args, engine, tokenizer, device):
-    """The generator, and a function that brings it the trainer's weights."""
+def make_engine(args, engine, tokenizer, device, probe):
+    """The generator, and a function that brings it the trainer's weights -> gap between the two after it.
+
+    The gap is that of the log-probs of greedy tokens after `probe`, mean over tokens, in nats; 0 where both
+    are one model, or plain copies.
+    """
     if args.engine == "url":
         raise InputError("--engine url has no token ids and log-probs: it is for mps.py and eval.py")
     if args.engine == "vllm":
-        generator = VLLMEngine(args.model, tokenizer, seed=args.seed)
-        return generator, lambda: generator.load(full_weights(engine))
+        if args.top_p < 1 or args.top_k:
+            raise InputError("--engine vllm gives log-probs after --top-p and --top-k: train with 1 and 0")
+        dtype = {"bf16": "bfloat16", "fp32": "float32"}[args.dtype]
+        generator = VLLMEngine(args.model, Chat(tokenizer), args.vllm_memory, args.seed, dtype, True)
+
+        def sync():
+            generator.load(full_weights(engine))
+            prompt = generator.chat.encode(probe)[0]
+            tokens, theirs = generator.greedy(prompt)
+            mask, none = [0] * len(prompt) + [1] * len(tokens), [0.0] * len(prompt)
+            *what, theirs, _ = pad([Rollout(prompt + tokens, mask, none + theirs, 0.0, len(prompt))], device)
+            with torch.no_grad():
+                return float((engine(*what) - theirs).abs().mean())
+        return generator, sync
     if args.zero < 3:
-        return TorchEngine(engine.module.model, tokenizer, args.rollout_batch), lambda: None  # same weights
+        return TorchEngine(engine.module.model, tokenizer, args.rollout_batch), lambda: 0.0
     policy, _ = load_policy(args.model, args)  # ZeRO-3 shards: generate with a copy
     policy.to(device, dtype=next(engine.module.parameters()).dtype)
     state = dict(policy.model.named_parameters())
@@ -269,6 +300,7 @@ def make_engine(args, engine, tokenizer, device):
         for name, p in full_weights(engine):
             if name in state:
                 state[name].data.copy_(p)
+        return 0.0
     return TorchEngine(policy.model, tokenizer, args.rollout_batch), sync
 
 
@@ -280,6 +312,34 @@ def evaluate(generator, tasks, search, args):
     right, n = sum_over_ranks(
         sum(correct_answer(None, t["question"], t["prediction"], t["answer"]) for t in played), len(played))
     return right / n
+
+
+def summary(counts, updates):
+    """A step's counts and [(sums, gradient norm)] of its updates, on this rank -> the log, over all ranks."""
+    n = dict(zip(counts, sum_over_ranks(*counts.values())))
+    sums = [dict(zip(s, sum_over_ranks(*s.values()))) for s, _ in updates]
+    norms = [norm for _, norm in updates if norm is not None]
+    scored, rollouts = max(1, n["rollouts"] - n["dropped"]), max(1, n["rollouts"])
+    return dict(reward=n["reward"] / scored, reward_correct=n["correct"] / scored,
+                reward_chosen=n["chosen"] / scored, reward_rejected=n["rejected"] / scored,
+                zero_variance=n["zero_variance"] / max(1, n["groups"]), dropped=n["dropped"],
+                truncated=n["truncated"] / rollouts, response_tokens=n["response_tokens"] / rollouts,
+                loss=sum(s["loss"] for s in sums), kl=sum(s["kl"] for s in sums) / len(sums),
+                clip_fraction=sum(s["clip_fraction"] for s in sums) / len(sums),
+                logp_gap=sums[0]["logp_gap"] / max(1, sums[0]["trained_tokens"]),
+                updates=len(norms), grad_norm=sum(norms) / max(1, len(norms)))
+
+
+def show(file, folder, step, group):
+    """Append a group of rollouts to rollouts.jsonl, and write it as text to read."""
+    os.makedirs(folder, exist_ok=True)
+    with open(os.path.join(folder, f"step-{step}.txt"), "w", encoding="utf-8") as f:
+        for i, r in enumerate(e.record for e in group):
+            append_jsonl(file, {"step": step, **r})
+            made_of = ", ".join(k.removeprefix("reward_") for k in r if k.startswith("reward_") and r[k])
+            f.write(f"==== rollout {i}: reward {r.get('reward')} ({made_of or '-'}), stop {r['stop']}, "
+                    f"prediction {r['prediction']}, answer {r['answer']}\n{r['messages'][0]['content']}\n"
+                    f"{render(r['messages'])}\n\n")
 
 
 def main(args):
@@ -301,9 +361,9 @@ def main(args):
         save_args(args, os.path.join(args.out, "args.json"))
     reference = load_policy(args.model, args)[0].to(device).eval() if args.kl else None
     engine = deepspeed_engine(policy, args)
-    generator, sync = make_engine(args, engine, tokenizer, device)
+    generator, sync = make_engine(args, engine, tokenizer, device, starts[0]["messages"])
     state = load_state(engine, args.out)
-    done, best = state.get("step", 0), state.get("best", -1.0)
+    done, best = state.get("step", 0), state.get("best")
     if done:
         sync()
     metrics = open_metrics(args.out, done) if rank == 0 else None
@@ -311,6 +371,16 @@ def main(args):
     log(f"{len(starts)} starts; {steps} steps of {args.prompts} starts x {args.group} rollouts, "
         f"{args.prompts // args.mini_batch} updates each; from step {done}")
     pool = ThreadPoolExecutor(args.concurrency)
+
+    def keep_best(accuracy):
+        nonlocal best
+        if best is None or accuracy > best:
+            best = accuracy
+            save_model(engine, tokenizer, os.path.join(args.out, "best"))
+        return accuracy
+
+    if eval_tasks and best is None:                                        # the start is the first to beat
+        log(f"before training: eval {keep_best(evaluate(generator, eval_tasks, search, args)):.3f}")
 
     for step in range(done, steps):
         # ---- rollout: this rank's starts, one replayed prefix and G forks each ----
@@ -321,50 +391,35 @@ def main(args):
         episodes = make_episodes(batch, args.group, args.max_steps, args.max_tokens, search, skipped)
         for start, reason in skipped:
             print(f"rank {rank}: {start['id']} is left out, its prefix does not replay: {reason}", flush=True)
-        generator.play(episodes, **sampling_from_args(args, 7919 * step + rank))
+        generator.play(episodes, **sampling_from_args(args, 7919 * step))
+        generator.sleep()
         clock.append(time.time())
 
         # ---- reward ----
         groups = [episodes[i:i + args.group] for i in range(0, len(episodes), args.group)]
-        rows, counts = score(groups, teacher, args, pool)
+        trained, counts = score(groups, teacher, args, pool)
         clock.append(time.time())
 
         # ---- update: every mini-batch once ----
-        size, updates = args.mini_batch // world, []
-        for i in range(0, args.prompts // world, size):
-            sums, norm = update(engine, rows[i:i + size], reference, args, device)
-            updates.append((sums, norm))
-        sync()
+        size = args.mini_batch // world
+        updates = [update(engine, trained[i:i + size], reference, args, device)
+                   for i in range(0, args.prompts // world, size)]
+        sync_gap = sum_over_ranks(sync())[0] / world
         clock.append(time.time())
 
         # ---- log ----
-        n = dict(zip(counts, sum_over_ranks(*counts.values())))
-        sums = [dict(zip(s, sum_over_ranks(*s.values()))) for s, _ in updates]
-        norms = [norm for _, norm in updates if norm is not None]
-        scored = max(1, n["rollouts"] - n["dropped"])
-        row = dict(step=step + 1, reward=n["reward"] / scored, reward_correct=n["correct"] / scored,
-                   reward_chosen=n["chosen"] / scored, reward_rejected=n["rejected"] / scored,
-                   zero_variance=n["zero_variance"] / max(1, n["groups"]), dropped=n["dropped"],
-                   truncated=n["truncated"] / max(1, n["rollouts"]),
-                   response_tokens=n["response_tokens"] / max(1, n["rollouts"]), loss=sum(s["loss"] for s in sums),
-                   kl=sum(s["kl"] for s in sums) / len(sums),
-                   clip_fraction=sum(s["clip_fraction"] for s in sums) / len(sums),
-                   logp_gap=sums[0]["logp_gap"] / max(1, sums[0]["trained_tokens"]), updates=len(norms),
-                   grad_norm=sum(norms) / max(1, len(norms)), seconds_rollout=clock[1] - clock[0],
-                   seconds_reward=clock[2] - clock[1], seconds_update=clock[3] - clock[2])
-        if row["logp_gap"] > args.max_logp_gap:
-            raise InputError(f"engine and trainer disagree by {row['logp_gap']:.3f} nats a token, "
-                             "more than --max-logp-gap")
+        row = dict(step=step + 1, skipped=sum_over_ranks(len(skipped))[0], **summary(counts, updates),
+                   sync_gap=sync_gap, seconds_rollout=clock[1] - clock[0], seconds_reward=clock[2] - clock[1],
+                   seconds_update=clock[3] - clock[2])
+        if not max(row["logp_gap"], sync_gap) <= args.max_logp_gap:                # also if it is no number
+            raise InputError(f"step {step + 1}: engine and trainer disagree by {row['logp_gap']:.3f} nats "
+                             f"a token ({sync_gap:.3f} after the update), more than --max-logp-gap")
         if eval_tasks and ((step + 1) % args.eval_every == 0 or step + 1 == steps):
-            row["eval_accuracy"] = evaluate(generator, eval_tasks, search, args)
-            if row["eval_accuracy"] > best:
-                best = row["eval_accuracy"]
-                save_model(engine, tokenizer, os.path.join(args.out, "best"))
+            row["eval_accuracy"] = keep_best(evaluate(generator, eval_tasks, search, args))
         if rank == 0:
             append_jsonl(metrics, row)
             if (step + 1) % args.show_every == 0 or step == 0:
-                for e in groups[0] if groups else []:
-                    append_jsonl(shown, {"step": step + 1, **e.record})
+                show(shown, os.path.join(args.out, "rollouts"), step + 1, groups[0] if groups else [])
             print(f"step {step + 1}/{steps}  reward {row['reward']:.3f}  right {row['reward_correct']:.3f}  "
                   f"no variance {row['zero_variance']:.2f}  tokens {row['response_tokens']:.0f}  "
                   f"grad norm {row['grad_norm']:.2f}  gap {row['logp_gap']:.1e}  "

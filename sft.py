@@ -26,6 +26,8 @@ import zlib
 
 import torch
 
+from assets.attention import Segments, packed_inputs
+from assets.logprobs import LogProbs
 from env import Chat, load_model
 from judge import Help, InputError, append_jsonl, cli, read_jsonl, resume_jsonl, save_args
 
@@ -119,23 +121,22 @@ def collate(examples, size):
             torch.tensor([pad(mask) for _, mask in rows]))
 
 
-class LogProbs(torch.nn.Module):
-    """The model as this project uses it: tokens in, log-probs of the marked tokens out, logits nowhere."""
+def marked(input_ids, loss_mask):
+    """(B, T) twice -> predict (N,), flat indices of the positions t before a token with loss, and target (N,), those
+    tokens, row by row."""
+    rows, t = loss_mask[:, 1:].nonzero(as_tuple=True)
+    return rows * input_ids.shape[1] + t, input_ids[rows, t + 1]
 
-    def __init__(self, model):
-        super().__init__()
-        self.model = model
 
-    def forward(self, input_ids, attention_mask, loss_mask, temperature=1.0):
-        """(B, T) three times -> logps (N,), one per token with loss_mask 1, row by row.
+def pack(examples):
+    """Examples one after another in one row, without padding -> inputs, predict (N,), target (N,).
 
-        Position t predicts token t + 1.
-        """
-        hidden = self.model.base_model(input_ids=input_ids,
-                                       attention_mask=attention_mask).last_hidden_state            # (B, T, D)
-        marked = loss_mask[:, 1:].bool()                                                           # (B, T-1)
-        logits = self.model.get_output_embeddings()(hidden[:, :-1][marked]).float() / temperature  # (N, V)
-        return torch.log_softmax(logits, -1).gather(1, input_ids[:, 1:][marked][:, None])[:, 0]
+    [1 2 3], [4 5], loss on 3 and 5 -> [1 2 3 4 5] at positions [0 1 2 0 1], predict [1, 3], target [3, 5]
+    """
+    segments = Segments([len(ids) for ids, _ in examples])
+    input_ids = torch.tensor([t for ids, _ in examples for t in ids])                              # (T,)
+    loss = torch.tensor([m for _, mask in examples for m in [0, *mask[1:]]], dtype=torch.bool)
+    return packed_inputs(input_ids, segments), segments.before[loss], input_ids[loss]
 
 
 def learning_rate(step, steps, peak, warmup):
@@ -298,7 +299,7 @@ def main(args):
 
     def loss_of(input_ids, attention_mask, loss_mask):
         nonlocal total
-        logps = engine(input_ids, attention_mask, loss_mask)
+        logps = engine(dict(input_ids=input_ids, attention_mask=attention_mask), *marked(input_ids, loss_mask))
         total -= logps.detach().sum()
         return -logps.sum() / tokens
 

@@ -174,11 +174,12 @@ class Interpreter:
         """search: query -> text; seconds: of computing a step; memory: bytes beyond the loaded libraries."""
         self.search, self.seconds, self.memory = search, seconds, memory
         self.log, self.end = [], None
+        self.lost = False                                  # whether a step ran in a state that is not its own
 
     def fork(self):
         """An independent copy from here on. Its process starts, and replays the log, with its first step."""
         copy = Interpreter(self.search, self.seconds, self.memory)
-        copy.log = list(self.log)
+        copy.log, copy.lost = list(self.log), self.lost
         return copy
 
     def close(self):
@@ -195,7 +196,9 @@ class Interpreter:
             if self.end and self.owner != os.getpid():     # a fork of the trainer: the session is not its own
                 self.close()
             if not self.end:
+                lost, self.lost = self.lost, True          # if it cannot start, or repeat its log
                 self.start()
+                self.lost = lost
             observation = self.talk([(f"<step {len(self.log) + 1}>", code, None)], self.seconds, replies)
             self.log.append((code, replies))
             return observation

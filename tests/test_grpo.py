@@ -1,0 +1,195 @@
+"""GRPO: packed groups against the plain path, the loss against other trainers, a toy that learns."""
+import random
+from unittest import mock
+
+import numpy as np
+import pytest
+import torch
+from test_sft import FAMILIES, tiny
+
+import env
+import grpo_short
+import sft
+from assets.groups import Rollout, pack, pad, share_prefixes
+
+ARGS = "--model m --data d --out o --teacher-url u".split()
+
+
+def group(prompt, lengths, seed=0, vocabulary=61):
+    """Rollouts with observations inside (loss_mask 0), some cut in the middle of a turn; all have an advantage."""
+    rng, found = random.Random(seed), []
+    prefix = [rng.randrange(vocabulary) for _ in range(prompt)]
+    for n in lengths:
+        mask = [1] + [int((i // 7) % 3 != 1) for i in range(1, n)]    # turns of 14, observations of 7 tokens
+        ids = [rng.randrange(vocabulary) for _ in range(n)]
+        old = [rng.uniform(-5, -3) * m for m in mask]
+        found.append(Rollout(prefix + ids, [0] * prompt + mask, [0.0] * prompt + old, rng.uniform(-2, 2),
+                             prompt))
+    return found
+
+
+GROUPS = [group(40, [33, 61, 8, 1, 60], 1), group(9, [5], 2), group(41, [90, 17, 90], 3),
+          group(9, [30, 31], 4)]
+
+
+class OneRank:
+    """`update` without DeepSpeed: the policy is the engine, gradients are summed and kept."""
+
+    def __init__(self, monkeypatch):
+        monkeypatch.setattr(grpo_short, "sum_over_ranks", lambda *numbers: list(numbers))
+        monkeypatch.setattr(torch.distributed, "all_reduce", lambda *_, **__: None)
+        monkeypatch.setattr(grpo_short, "optimizer_step", self.step)
+
+    def step(self, engine, micro, loss_of, lr):
+        self.passes = len(micro)
+        for batch in micro:
+            loss_of(*batch).backward()
+        return 0.0
+
+    def run(self, policy, groups, *flags, reference=None):
+        policy.zero_grad()
+        args = grpo_short.parse_args(ARGS + list(flags))
+        log, _ = grpo_short.update(policy, groups, reference, args, "cpu")
+        return log, {n: p.grad.clone() for n, p in policy.named_parameters()}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("flags", [("--row-tokens", "9999"), ("--row-tokens", "150"), ("--row-tokens", "1"),
+                                   ("--kl", "0.3", "--dual-clip", "0", "--temperature", "0.7")])
+def test_packed_groups_give_the_loss_and_gradients_of_the_plain_path(family, flags, monkeypatch):
+    policy, trainer = sft.LogProbs(tiny(family)), OneRank(monkeypatch)
+    reference = sft.LogProbs(tiny(family, initializer_range=0.28)) if "--kl" in flags else None
+    plain = trainer.run(policy, GROUPS, "--no-pack", "--micro-batch", "3", *flags, reference=reference)
+    assert trainer.passes == 4
+    packed = trainer.run(policy, GROUPS, *flags, reference=reference)
+    assert trainer.passes == {"9999": 1, "150": 5, "1": 11, "0.3": 1}[flags[1]]
+    assert packed[0] == pytest.approx(plain[0], rel=1e-6, abs=1e-5) and abs(plain[0]["loss"]) > 0.01
+    assert 0.05 < plain[0]["clip_fraction"] < 0.95 and (reference is None) == (plain[0]["kl"] == 0)
+    for name, gradient in plain[1].items():
+        torch.testing.assert_close(packed[1][name], gradient, atol=1e-5, rtol=1e-5,
+                                   msg=lambda m: f"{name}: {m}")
+    assert min(g.abs().max() for g in plain[1].values()) > 1e-4
+
+
+def test_an_observation_is_context_but_not_loss():
+    """Another observation changes the log-probs after it, and has none itself."""
+    policy, (r,) = sft.LogProbs(tiny("qwen2")), group(10, [40])
+    at = r.loss_mask.index(0, r.prompt)                                # the first token of an observation
+    changed = r._replace(input_ids=r.input_ids[:at] + [(r.input_ids[at] + 1) % 61] + r.input_ids[at + 1:])
+    logps = [policy(*pack([[x]], "cpu")[:3]) for x in (r, changed)]
+    before = sum(r.loss_mask[:at])
+    assert len(logps[0]) == sum(r.loss_mask) and torch.equal(logps[0][:before], logps[1][:before])
+    assert (logps[0][before:] - logps[1][before:]).abs().min() > 0
+
+
+def test_rows_keep_to_their_budget():
+    size = lambda part: part[0].prompt + sum(len(r.input_ids) - r.prompt for r in part)
+    for budget in (1, 60, 100, 150, 10 ** 6):
+        rows = share_prefixes(GROUPS, budget)
+        sizes = [sum(map(size, row)) for row in rows]
+        assert all(n <= budget or len(row) == len(row[0]) == 1 for n, row in zip(sizes, rows))
+        assert all(r.prompt == part[0].prompt for row in rows for part in row for r in part)
+        assert sorted(r for row in rows for part in row for r in part) == sorted(r for g in GROUPS for r in g)
+    one, = share_prefixes(GROUPS, 10 ** 6)
+    assert pack(one, "cpu")[0]["input_ids"].shape == (1, sum(map(size, GROUPS)))     # P + G R, not G (P + R)
+
+
+def test_a_pass_without_rollouts_has_no_gradient():
+    """A rank with fewer rows than the others takes part in their passes."""
+    for batch in pack([], "cpu"), pad([], "cpu"):
+        policy = sft.LogProbs(tiny("qwen3"))
+        logps = policy(*batch[:3])
+        grpo_short.policy_loss(logps, batch[3], batch[4], torch.ones_like(logps), denominator=7)[0].backward()
+        assert len(logps) == 0 and all(p.grad is None or not p.grad.any() for p in policy.parameters())
+
+
+# ---- other trainers ----
+
+def batch(G=4, B=3, T=19):
+    torch.manual_seed(0)
+    logps, old = torch.randn(B * G, T) * 0.3 - 2, torch.randn(B * G, T) * 0.3 - 2
+    mask = (torch.arange(T) < torch.randint(3, T, (B * G, 1))).float() * (torch.rand(B * G, T) < 0.8)
+    mask[:, 0] = 1
+    return logps.requires_grad_(), old, mask, torch.rand(B, G).round(decimals=1)
+
+
+def ours(logps, old, mask, rewards, dual_clip=0.0):
+    advantages = grpo_short.group_advantages(rewards).flatten()
+    loss, _ = grpo_short.policy_loss(logps, old, advantages, mask, 0.2, dual_clip)
+    return advantages, loss, *torch.autograd.grad(loss, logps)
+
+
+def same(a, b):
+    for x, y in zip(a, b, strict=True):
+        torch.testing.assert_close(x, y, atol=1e-6, rtol=1e-6)
+
+
+def test_against_the_formulas_of_trl_and_verl():
+    """TRL: GRPOTrainer, loss_type "bnpo", beta 0; verl: compute_grpo_outcome_advantage, "token-mean"."""
+    logps, old, mask, rewards = batch()
+    centred = rewards - rewards.mean(1, keepdim=True)
+    advantages = (centred / (rewards.std(1, keepdim=True) + 1e-6)).flatten()
+    ratio, a = torch.exp(logps - old), advantages[:, None]
+    trl = (-torch.min(ratio * a, ratio.clamp(0.8, 1.2) * a) * mask).sum() / mask.sum()
+    gradient, = torch.autograd.grad(trl, logps, retain_graph=True)
+    same(ours(logps, old, mask, rewards), (advantages, trl, gradient))
+    losses = torch.maximum(-a * ratio, -a * ratio.clamp(0.8, 1.2))
+    losses = torch.where(a < 0, torch.min(-a * 3.0, losses), losses)                      # dual clip
+    verl = (losses * mask).sum() / mask.sum()
+    same(ours(logps, old, mask, rewards, 3.0), (advantages, verl, *torch.autograd.grad(verl, logps)))
+
+
+def test_against_trl_itself():
+    trl = pytest.importorskip("trl", reason="trl is not installed")
+    logps, old, mask, rewards = batch()
+    advantages, loss, gradient = ours(logps, old, mask, rewards)
+    trainer = mock.MagicMock(loss_type="bnpo", beta=0.0, epsilon_low=0.2, epsilon_high=0.2, use_vllm=False,
+                             importance_sampling_level="token", top_entropy_quantile=1.0,
+                             aux_loss_enabled=False, off_policy_mask_threshold=None,
+                             current_gradient_accumulation_steps=1, _entropy_bonus_enabled=False)
+    trainer.args.delta = None
+    trainer.accelerator.gather = lambda x: x
+    trainer.accelerator.reduce = lambda x, reduction: x
+    trainer._get_per_token_logps_and_entropies.return_value = logps, torch.zeros_like(logps), None
+    tokens = torch.zeros_like(mask, dtype=torch.long)
+    theirs = trl.GRPOTrainer._compute_loss(trainer, None, dict(
+        prompt_ids=tokens[:, :2], prompt_mask=tokens[:, :2] + 1, completion_ids=tokens,
+        completion_mask=torch.ones_like(tokens), tool_mask=mask, old_per_token_logps=old,
+        advantages=advantages))
+    same((loss, gradient), (theirs, *torch.autograd.grad(theirs, logps)))
+
+
+def test_against_verl_itself():
+    core = pytest.importorskip("verl.trainer.ppo.core_algos", reason="verl is not installed")
+    logps, old, mask, rewards = batch()
+    advantages, loss, gradient = ours(logps, old, mask, rewards, 3.0)
+    B, G = rewards.shape
+    last = torch.zeros_like(mask)
+    last[:, -1] = rewards.flatten()                                        # a reward on the last token
+    theirs, _ = core.compute_grpo_outcome_advantage(last, mask, np.repeat(np.arange(B), G))
+    same([advantages[:, None] * mask], [theirs])
+    theirs = core.compute_policy_loss(old, logps, theirs, mask, 0.2, 0.2, 0.2, 3.0, "token-mean")[0]
+    same((loss, gradient), (theirs, *torch.autograd.grad(theirs, logps)))
+
+
+# ---- it learns ----
+
+def test_a_bandit_learns():
+    """Two arms, tokens below and above 30, and one pays: learned in 40 updates by the script's functions."""
+    torch.manual_seed(0)
+    policy = sft.LogProbs(tiny("qwen3", initializer_range=0.05))
+    optimizer, question, means = torch.optim.AdamW(policy.parameters(), lr=3e-3), [5, 6, 7], []
+    for _ in range(40):
+        with torch.no_grad():
+            logits = policy.model(torch.tensor([question])).logits[0, -1].expand(32, 61)
+        tokens, old = env.sample(logits, torch.rand(32), 1.0, 1.0, 0)
+        rewards = (tokens < 30).float()[None]
+        group = [Rollout(question + [token], [0, 0, 0, 1], [0.0] * 3 + [p], a, 3) for token, p, a in
+                 zip(tokens.tolist(), old.tolist(), grpo_short.group_advantages(rewards)[0].tolist())]
+        *what, old, advantages = pack([group], "cpu")
+        logps = policy(*what)
+        optimizer.zero_grad()
+        grpo_short.policy_loss(logps, old, advantages, torch.ones_like(logps))[0].backward()
+        optimizer.step()
+        means.append(rewards.mean().item())
+    assert 0.3 < means[0] < 0.7 and sum(means[-5:]) / 5 > 0.9
