@@ -90,7 +90,7 @@ def parse_args(argv=None):
 # ---- benchmarks ----
 
 BENCHMARKS = {   # the paper's name: other names of its files
-    "AIME24": "aime2024", "AIME25": "aime2025", "AIME": "", "MATH500": "math", "OlymMATH": "olymm",
+    "AIME24": "aime2024", "AIME25": "aime2025", "AIME": "", "MATH500": "", "OlymMATH": "olymm",
     "GSM-Hard": "", "HotpotQA": "hqa", "2Wiki": "2wikimultihopqa", "MuSiQue": "musiq", "Bamboogle": "bamb",
     "GAIA": "", "HLE": "", "xBench": "xbenchdeepsearch", "WebWalker": "webwalkerqa"}
 METRICS = dict.fromkeys(("HotpotQA", "2Wiki", "MuSiQue", "Bamboogle"), "f1")     # all others: judge

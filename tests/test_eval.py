@@ -245,6 +245,7 @@ def test_oracle_on_the_release_s_seeds(name, tmp_path, monkeypatch):
         ("MuSiQue/dev.jsonl", "MuSiQue"),
         ("runs/demo/tasks/eval.jsonl", "eval"),
         ("tasks/hard.jsonl", "hard"),
+        ("tasks/math.jsonl", "math"),  # not MATH500
         ("mine/test.jsonl", "mine"),
         ("olymmath/test.jsonl", "OlymMATH"),
     ],
