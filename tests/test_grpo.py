@@ -16,7 +16,7 @@ ARGS = "--model m --data d --out o --teacher-url u".split()
 
 
 def group(prompt, lengths, seed=0, vocabulary=61):
-    """Rollouts with observations inside (loss_mask 0), some cut in the middle of a turn; all have an advantage."""
+    """Rollouts with observations inside (loss_mask 0), some cut in mid-turn, all with an advantage."""
     rng, found = random.Random(seed), []
     prefix = [rng.randrange(vocabulary) for _ in range(prompt)]
     for n in lengths:
