@@ -5,11 +5,11 @@
     python bench/grpo.py --trl-python ../venv-trl/bin/python       # an interpreter that has trl
     python bench/grpo.py --out grpo.json     # the figures also as JSON
 
-The model has 6 layers of width 384 and random weights, fp32, 22M parameters with a vocabulary of 32k. A group has
-G rollouts of R new tokens after a prefix of P. Every figure comes from a process of its own, after a warm-up on a
-short group. An update is forward, backward and AdamW, at a micro-batch of 8 where rollouts are padded. CPU-seconds
-are of the process with all its threads, memory is its peak beyond what it held before (model and optimizer
-included in neither). TRL gets the same sequences; its own generation is timed in the whole step alone.
+The model has 6 layers of width 384 and random weights, fp32, 22M parameters with a vocabulary of 32k. A group
+has G rollouts of R new tokens after a prefix of P. Every figure comes from a process of its own, after a
+warm-up on a short group. An update is forward, backward and AdamW, at a micro-batch of 8 where rollouts are
+padded. CPU-seconds are those of the process with all its threads; memory is its peak beyond what it held before
+(model, optimizer and libraries). TRL's loss gets the same sequences; in the whole step it generates its own.
 """
 import argparse
 import json
@@ -18,6 +18,7 @@ import pathlib
 import resource
 import subprocess
 import sys
+import tempfile
 import time
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
@@ -29,11 +30,11 @@ TABLE = [(512, 128, G) for G in (1, 4, 16, 64)] + [(P, 128, 16) for P in (1, 128
 def parse_args():
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("--only", choices=["updates", "step", "table"], help="a part of it")
-    p.add_argument("--trl-python", default=sys.executable, help="Python that has trl; without trl its rows are left out")
+    p.add_argument("--trl-python", default=sys.executable, help="a Python that has trl")
     p.add_argument("--repeats", type=int, default=1, help="updates per process; the cheapest counts")
     p.add_argument("--threads", type=int, default=2, help="of every process")
     p.add_argument("--out", help="JSON file for the figures")
-    p.add_argument("--arm", help=argparse.SUPPRESS)                        # one measurement, in its own process
+    p.add_argument("--arm", help=argparse.SUPPRESS)                    # one measurement, in its own process
     return p.parse_args()
 
 
@@ -46,8 +47,8 @@ def make_model(vocabulary):
     tokenizer = student.make_tokenizer()
     torch.manual_seed(0)
     return transformers.Qwen2ForCausalLM(transformers.Qwen2Config(
-        vocab_size=vocabulary, hidden_size=384, intermediate_size=1024, num_hidden_layers=6, num_attention_heads=6,
-        num_key_value_heads=2, max_position_embeddings=8192, tie_word_embeddings=True, bos_token_id=None,
+        vocab_size=vocabulary, hidden_size=384, intermediate_size=1024, num_hidden_layers=6,
+        num_attention_heads=6, num_key_value_heads=2, max_position_embeddings=8192, tie_word_embeddings=True, bos_token_id=None,
         eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id)), tokenizer
 
 
@@ -59,7 +60,8 @@ def make_rollouts(P, R, G, vocabulary):
     rng = random.Random(0)
     ids = lambda n: [rng.randrange(10, vocabulary) for _ in range(n)]
     prefix, old = ids(P), -math.log(vocabulary)
-    return [Rollout(prefix + ids(R), [0] * P + [1] * R, [0.0] * P + [old] * R, float((-1) ** i), P) for i in range(G)]
+    return [Rollout(prefix + ids(R), [0] * P + [1] * R, [0.0] * P + [old] * R, float((-1) ** i), P)
+            for i in range(G)]
 
 
 def held():
@@ -84,8 +86,8 @@ def our_engine(vocabulary, *flags):
     import grpo_short
     from sft import LogProbs, deepspeed_engine, start_distributed
     _, _, device = start_distributed()
-    args = grpo_short.parse_args(["--model", "m", "--data", "d", "--out", "o", "--teacher-url", "u", "--dtype", "fp32",
-                                  "--lr", "1e-6", *flags])
+    args = grpo_short.parse_args(["--model", "m", "--data", "d", "--out", "o", "--teacher-url", "u",
+                                  "--dtype", "fp32", "--lr", "1e-6", *flags])
     model, tokenizer = make_model(vocabulary)
     return deepspeed_engine(LogProbs(model), args), tokenizer, args, device
 
@@ -103,10 +105,11 @@ def trl_trainer(vocabulary, G, R, batch, prompts):
     import trl
     model, tokenizer = make_model(vocabulary)
     config = trl.GRPOConfig(
-        output_dir="/tmp/trl-bench", per_device_train_batch_size=batch, gradient_accumulation_steps=max(1, G // batch),
-        num_generations=G, max_completion_length=R, beta=0.0, loss_type="bnpo", temperature=1.0, learning_rate=1e-6,
-        bf16=False, use_cpu=True, report_to=[], max_steps=len(prompts), logging_steps=1000, save_strategy="no",
-        disable_tqdm=True, gradient_checkpointing=False, shuffle_dataset=False)
+        output_dir=os.path.join(tempfile.gettempdir(), "trl-bench"), per_device_train_batch_size=batch,
+        gradient_accumulation_steps=max(1, G // batch), num_generations=G, max_completion_length=R, beta=0.0,
+        loss_type="bnpo", temperature=1.0, learning_rate=1e-6, bf16=False, use_cpu=True, report_to=[],
+        max_steps=len(prompts), logging_steps=1000, save_strategy="no", disable_tqdm=True,
+        gradient_checkpointing=False, shuffle_dataset=False)
     reward = lambda completions, **_: [float(len(c) % 7) for c in completions]
     return trl.GRPOTrainer(model=model, reward_funcs=reward, args=config, processing_class=tokenizer,
                            train_dataset=datasets.Dataset.from_list([dict(prompt=p) for p in prompts]))
@@ -126,7 +129,8 @@ def trl_update(P, R, G, vocabulary, repeats):
             ids = torch.tensor([r.input_ids for r in part])
             trainer._compute_loss(trainer.model, dict(
                 prompt_ids=ids[:, :P], prompt_mask=torch.ones_like(ids[:, :P]), completion_ids=ids[:, P:],
-                completion_mask=torch.ones_like(ids[:, P:]), advantages=torch.tensor([r.advantage for r in part]),
+                completion_mask=torch.ones_like(ids[:, P:]),
+                advantages=torch.tensor([r.advantage for r in part]),
                 old_per_token_logps=torch.tensor([r.old_logps[P:] for r in part]))).backward()
         torch.nn.utils.clip_grad_norm_(trainer.model.parameters(), 1.0)
         optimizer.step()
@@ -152,10 +156,11 @@ def our_step(P, R, G, vocabulary, repeats, *flags):
     generator, phases = TorchEngine(engine.module.model, tokenizer), {}
 
     def step(P, R, G):
-        start = time.process_time()
-        episodes = make_episodes([dict(id="a", question=question(tokenizer, P), answer="1", key=None)], G, 8, R)
+        clock = time.process_time()
+        start = dict(id="a", question=question(tokenizer, P), answer="1", key=None)
+        episodes = make_episodes([start], G, 8, R)
         generator.play(episodes)
-        phases["generation"] = time.process_time() - start
+        phases["generation"] = time.process_time() - clock
         rewards = [[float(sum(e.ids) % 7) for e in episodes]]
         advantages = grpo_short.group_advantages(grpo_short.torch.tensor(rewards))[0].tolist()
         grpo_short.update(engine, [[grpo_short.Rollout(e.ids, e.loss_mask, e.logps, a, e.prompt)
@@ -167,7 +172,8 @@ def our_step(P, R, G, vocabulary, repeats, *flags):
 def trl_step(P, R, G, vocabulary, repeats):
     """The second step of `train()`, between two calls of a callback; the first is the warm-up."""
     import transformers
-    trainer = trl_trainer(vocabulary, G, R, 8, [[{"role": "user", "content": question(make_model(64)[1], P)}]] * 2)
+    prompt = [{"role": "user", "content": question(make_model(64)[1], P)}]
+    trainer = trl_trainer(vocabulary, G, R, 8, [prompt] * 2)
     clock, generate, generated = [], trainer._generate_single_turn, []
 
     def timed(*args, **kwargs):
@@ -200,8 +206,8 @@ def run(arm, P, R, G, vocabulary, args):
     if arm.endswith("trl") and subprocess.run([python, "-c", "import trl"], capture_output=True).returncode:
         print(f"{python} has no trl: {arm} is left out", file=sys.stderr)
         return None
-    env = {**os.environ, "OMP_NUM_THREADS": str(args.threads), "OMP_WAIT_POLICY": "passive", "DS_ACCELERATOR": "cpu",
-           "HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": "", "LOCAL_WORLD_SIZE": "1"}
+    env = {**os.environ, "OMP_NUM_THREADS": str(args.threads), "OMP_WAIT_POLICY": "passive",
+           "DS_ACCELERATOR": "cpu", "HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": ""}
     what = json.dumps([arm, P, R, G, vocabulary, args.repeats])
     done = subprocess.run([python, __file__, "--arm", what], capture_output=True, text=True, env=env)
     if done.returncode:
@@ -214,13 +220,15 @@ def main(args):
     rows = []
 
     def compare(title, arms, *shape):
-        print(f"\n{title}\n| | CPU-seconds | seconds | peak memory, MiB | of it generation |\n|---|---:|---:|---:|---:|")
+        print(f"\n{title}\n| | CPU-seconds | of it generation | seconds | peak memory, MiB |\n"
+              "|---|---:|---:|---:|---:|")
         for arm in arms:
             row = run(arm, *shape, args)
             if row:
                 rows.append(row)
-                memory, generation = (f"{row[k]:.{n}f}" if k in row else "" for k, n in (("memory", 0), ("generation", 1)))
-                print(f"| {arm} | {row['cpu']:.1f} | {row['seconds']:.1f} | {memory} | {generation} |", flush=True)
+                memory = f"{row['memory']:.0f}" if "memory" in row else ""
+                generation = f"{row['generation']:.1f}" if "generation" in row else ""
+                print(f"| {arm} | {row['cpu']:.1f} | {generation} | {row['seconds']:.1f} | {memory} |", flush=True)
 
     if args.only in (None, "updates"):
         for P, R, vocabulary in SHAPES:
@@ -230,8 +238,8 @@ def main(args):
         compare("A whole step, rollout, reward and update, P 512, R 128, G 16, vocabulary 32768",
                 ["step packed", "step padded", "step trl"], 512, 128, 16, 32768)
     if args.only in (None, "table"):
-        print("\nCPU-seconds of an update, R 128, vocabulary 4096\n| P | G | P + G R | packed | per 1000 | G (P + R) "
-              "| padded | per 1000 |\n|---:|---:|---:|---:|---:|---:|---:|---:|")
+        print("\nCPU-seconds of an update, R 128, vocabulary 4096\n| P | G | P + G R | packed | per 1000 "
+              "| G (P + R) | padded | per 1000 |\n|---:|---:|---:|---:|---:|---:|---:|---:|")
         for P, R, G in TABLE:
             packed, padded = (run(arm, P, R, G, 4096, args) for arm in ("packed", "padded"))
             rows += [packed, padded]
