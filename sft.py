@@ -6,17 +6,20 @@ L = - E sum_t log pi(thought_t, code_t | h_t)   (paper, equation 1): thoughts, c
 carry loss; the question and the observations are context. The mean is over all such tokens of the global
 batch, on all ranks.
 
-Differences from the paper: learning rate, schedule and warm-up are those of the authors' release.
+Differences from the paper: learning rate, schedule and warm-up are those of the authors' release;
+trajectories are packed into rows without padding (assets/attention.py), which changes no result.
 
   laptop:  python sft.py --model ckpt/init --data bc.jsonl --out ckpt/bc --dtype fp32 \\
              --lr 3e-3 --batch 16 --steps 400
-  1 GPU:   python sft.py --model Qwen/Qwen2.5-1.5B-Instruct --data bc.jsonl --out ckpt/bc --micro-batch 8
+  1 GPU:   python sft.py --model Qwen/Qwen2.5-1.5B-Instruct --data bc.jsonl --out ckpt/bc 
   8 GPUs:  torchrun --nproc_per_node 8 sft.py --model Qwen/Qwen2.5-7B-Instruct --data bc.jsonl \\
-             --out ckpt/bc --zero 3
+             --out ckpt/bc --zero 3 --checkpointing
+  look:    python sft.py --model … --data bc.jsonl --out - --show 2     (trained tokens in green)
 
 A killed run goes on from its last saved state when the same command is given again.
 """
 import argparse
+import itertools
 import math
 import os
 import random
@@ -25,9 +28,12 @@ import time
 import zlib
 
 import torch
+from tqdm import tqdm
 
 from assets.attention import Segments, packed_inputs
+from assets.checkpoints import full_weights, load_state, save_model, save_state  # noqa: F401
 from assets.logprobs import LogProbs
+from assets.speed import matmul_rate, model_flops
 from env import Chat, load_model
 from judge import Help, InputError, append_jsonl, cli, read_jsonl, resume_jsonl, save_args
 
@@ -37,6 +43,9 @@ def parse_args(argv=None):
     g = p.add_argument_group("files")
     g.add_argument("--model", required=True, help="Hugging Face folder or hub name to start from")
     g.add_argument("--data", required=True, nargs="+", help="JSON lines with `messages`")
+    g.add_argument("--val", nargs="+", help="JSON lines with `messages` whose loss is logged, not trained on")
+    g.add_argument("--val-every", type=int, default=100, help="steps between these losses; also at the end")
+    g.add_argument("--show", type=int, default=0, help="print N examples, trained tokens green, and end")
     g.add_argument("--out", required=True,
                    help="folder for the trained checkpoint, metrics.jsonl and the state to resume from")
     g = p.add_argument_group("optimisation")
@@ -47,8 +56,9 @@ def parse_args(argv=None):
     g.add_argument("--warmup", type=float, default=0.1,
                    help="share of the steps with a rising learning rate; cosine to 0 after")
     add_training_flags(g)
-    g.add_argument("--max-tokens", type=int, default=4096,
-                   help="longest trajectory; longer ones are dropped and counted")
+    g.add_argument("--max-tokens", type=int, default=4096, help="longest trajectory")
+    g.add_argument("--overlong", choices=["drop", "cut"], default="drop",
+                   help="longer ones are counted and dropped, or cut after their last step that fits")
     g.add_argument("--save-every", type=int, default=200, help="steps between saved states")
     return p.parse_args(argv)
 
@@ -57,16 +67,25 @@ def add_training_flags(g):
     """The flags that sft.py and grpo_short.py share."""
     g.add_argument("--weight-decay", type=float, default=0.1, help="AdamW's weight decay")
     g.add_argument("--clip-grad", type=float, default=1.0, help="largest norm of the gradient")
+    g.add_argument("--pack", action=argparse.BooleanOptionalAction, default=True,
+                   help="rows without padding; otherwise padded sequences")
+    g.add_argument("--row-tokens", type=int, default=4096,
+                   help="tokens per forward pass and rank, for --pack; changes memory, not results")
     g.add_argument("--micro-batch", type=int, default=8,
-                   help="sequences per forward pass and rank; changes memory, not results")
+                   help="sequences per forward pass and rank, for --no-pack; changes memory, not results")
     g.add_argument("--dtype", choices=["bf16", "fp32"],
                    default="bf16" if torch.cuda.is_available() else "fp32",
                    help="of the forward pass; weights and optimizer are fp32")
     g.add_argument("--zero", type=int, choices=[0, 1, 2, 3], default=0,
                    help="DeepSpeed stage: shard nothing, optimizer, gradients, weights")
+    g.add_argument("--offload", action=argparse.BooleanOptionalAction, default=False,
+                   help="keep optimizer state in host memory and step there (--zero 1 to 3)")
+    g.add_argument("--lora-rank", type=int, default=0,
+                   help="train low-rank additions to all linear layers, merged on saving; 0: all weights")
     g.add_argument("--checkpointing", action=argparse.BooleanOptionalAction, default=False,
                    help="recompute activations in the backward pass: less memory, a third more time")
-    g.add_argument("--seed", type=int, default=0, help="order of the data")
+    g.add_argument("--seed", type=int, default=0, help="order of the data, start of the LoRA weights")
+    g.add_argument("--wandb", metavar="PROJECT", help="also log to this project of Weights & Biases")
 
 
 # ---- examples ----
@@ -83,9 +102,9 @@ def encode(tokenizer, messages, max_tokens):
     return ids, mask
 
 
-def load_examples(paths, tokenizer, max_tokens, log=print):
-    """-> [(input_ids, loss_mask)]; over-long trajectories are dropped, any other fault raises InputError."""
-    chat, examples, dropped = Chat(tokenizer), [], 0
+def load_examples(paths, tokenizer, max_tokens, overlong="drop", log=print):
+    """-> [(input_ids, loss_mask)]; over-long ones are dropped or cut, other faults raise InputError."""
+    chat, examples, long = Chat(tokenizer), [], 0
     for path in paths:
         for line, record in read_jsonl(path):
             roles = [m.get("role") for m in record.get("messages") or []
@@ -93,18 +112,47 @@ def load_examples(paths, tokenizer, max_tokens, log=print):
             if roles[:2] != ["user", "assistant"] or any(a == b for a, b in zip(roles, roles[1:])):
                 raise InputError(f"{path}, line {line}: field `messages` must be turns of user and assistant "
                                  "in alternation")
-            ids, mask = chat.encode(record["messages"])
+            try:
+                ids, mask = chat.encode(record["messages"])
+            except ValueError as error:
+                raise InputError(f"{path}, line {line}: field `messages`: {error}") from None
             if len(ids) > max_tokens:
-                dropped += 1
-            else:
+                long, end = long + 1, last_step(mask, max_tokens) if overlong == "cut" else 0
+                ids, mask = ids[:end], mask[:end]
+            if ids:
                 examples.append((ids, mask))
     examples.sort(key=lambda e: zlib.crc32(bytes(str(e[0]), "ascii")))   # whatever the order of the lines
     if not examples:
         raise InputError(f"{', '.join(paths)}: no trajectory to train on "
-                         f"({dropped} longer than {max_tokens} tokens)")
-    log(f"{len(examples)} trajectories, {sum(sum(m) for _, m in examples):,} trained tokens; "
-        f"{dropped} too long, dropped")
+                         f"({long} longer than {max_tokens} tokens)")
+    log(f"{', '.join(paths)}: {len(examples)} trajectories, {sum(map(tokens_with_loss, examples)):,} trained "
+        f"tokens; {long} too long, {'cut after a step or ' if overlong == 'cut' else ''}dropped")
     return examples
+
+
+def last_step(mask, max_tokens):
+    """Where the last step ends that fits whole; 0 if none does. [0 0 1 1 0 1 1], 6 -> 4"""
+    return max((t for t in range(1, max_tokens + 1) if mask[t - 1] > mask[t]), default=0)
+
+
+def tokens_with_loss(example):
+    return sum(example[1][1:])
+
+
+def show(args):
+    """Print examples as the model sees them, the tokens it is trained on in green."""
+    import transformers
+    try:
+        tokenizer = transformers.AutoTokenizer.from_pretrained(args.model)
+        examples = load_examples(args.data, tokenizer, args.max_tokens, args.overlong)
+    except (OSError, ValueError) as error:
+        raise InputError(f"cannot use the model {args.model!r}: {error}") from None
+    for ids, mask in examples[:args.show]:
+        print(f"---- {len(ids)} tokens, {tokens_with_loss((ids, mask))} of them trained")
+        for trained, run in itertools.groupby(zip(ids, mask), key=lambda pair: pair[1]):
+            text = tokenizer.decode([token for token, _ in run])
+            print(f"\x1b[32m{text}\x1b[0m" if trained else text, end="")
+        print()
 
 
 def collate(examples, size):
@@ -122,21 +170,48 @@ def collate(examples, size):
 
 
 def marked(input_ids, loss_mask):
-    """(B, T) twice -> predict (N,), flat indices of the positions t before a token with loss, and target (N,), those
-    tokens, row by row."""
+    """(B, T) twice -> predict (N,), flat indices of the tokens before those with loss; target (N,), those."""
     rows, t = loss_mask[:, 1:].nonzero(as_tuple=True)
     return rows * input_ids.shape[1] + t, input_ids[rows, t + 1]
 
 
-def pack(examples):
+def pack(examples, device="cpu"):
     """Examples one after another in one row, without padding -> inputs, predict (N,), target (N,).
 
     [1 2 3], [4 5], loss on 3 and 5 -> [1 2 3 4 5] at positions [0 1 2 0 1], predict [1, 3], target [3, 5]
     """
-    segments = Segments([len(ids) for ids, _ in examples])
-    input_ids = torch.tensor([t for ids, _ in examples for t in ids])                              # (T,)
-    loss = torch.tensor([m for _, mask in examples for m in [0, *mask[1:]]], dtype=torch.bool)
+    segments = Segments([len(ids) for ids, _ in examples], device=device)
+    input_ids = torch.tensor([t for ids, _ in examples for t in ids], device=device)               # (T,)
+    loss = torch.tensor([m for _, mask in examples for m in [0, *mask[1:]]], device=device).nonzero()[:, 0]
     return packed_inputs(input_ids, segments), segments.before[loss], input_ids[loss]
+
+
+def fill_rows(lengths, budget, ranks):
+    """Indices of the examples in each row: as few rows as hold them, a multiple of the ranks, equally full.
+
+    [5, 4, 3, 2], budget 8, one rank -> [[0, 3], [1, 2]]. An example longer than the budget has its own row.
+    """
+    for n in itertools.count(ranks * max(1, math.ceil(sum(lengths) / budget / ranks)), ranks):
+        rows, loads = [[] for _ in range(n)], [0] * n
+        for i in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
+            emptiest = loads.index(min(loads))
+            rows[emptiest].append(i)
+            loads[emptiest] += lengths[i]
+        if max(loads) <= max(budget, *lengths):
+            return rows
+
+
+def micro_batches(examples, rank, world, args, device):
+    """This rank's share of a batch -> [(inputs, predict, target)], equally many on every rank."""
+    if args.pack:
+        rows = fill_rows([len(ids) for ids, _ in examples], args.row_tokens, world)
+        return [pack([examples[i] for i in row] or [([0], [0])], device) for row in rows[rank::world]]
+    examples, wave, micro = sorted(examples, key=lambda e: len(e[0])), world * args.micro_batch, []
+    for i in range(0, len(examples), wave):                                # neighbours have similar lengths
+        batch = collate(examples[i:i + wave][rank::world], args.micro_batch)
+        ids, attention, loss = (x.to(device) for x in batch)
+        micro.append((dict(input_ids=ids, attention_mask=attention), *marked(ids, loss)))
+    return micro
 
 
 def learning_rate(step, steps, peak, warmup):
@@ -174,24 +249,51 @@ def start_distributed():
 def load_policy(path, args):
     """-> LogProbs around the checkpoint (fp32 weights), tokenizer. Raises InputError with what is wrong."""
     model, tokenizer = load_model(path, torch.float32)
+    ids = torch.arange(3, 11, device=model.device)               # any architecture that passes this will do
+    try:
+        policy = LogProbs(model)
+        inputs, predict, target = pack([(ids.tolist(), [0] + [1] * 7)] * 2, model.device)
+        if not args.pack:
+            inputs, predict, target = dict(input_ids=ids[None]), predict[:7], target[:7]
+        with torch.no_grad():
+            plain = torch.log_softmax(model(ids[None]).logits[0, :-1], -1).gather(1, ids[1:, None])[:, 0]
+            torch.testing.assert_close(policy(inputs, predict, target)[-7:], plain, atol=1e-2, rtol=0)
+    except (ValueError, TypeError, AssertionError) as error:
+        raise InputError(f"cannot train {path!r}{' on packed rows (--no-pack?)' * args.pack}: "
+                         f"{str(error).splitlines()[0]}") from None
     if args.checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
-    return LogProbs(model), tokenizer
+    return policy, tokenizer
+
+
+def add_lora(model, args):
+    """Freeze the model; put trainable low-rank matrices beside its linear layers, all but the output head."""
+    import peft
+    torch.manual_seed(args.seed)                                            # the same start on all ranks
+    peft.inject_adapter_in_model(peft.LoraConfig(r=args.lora_rank, lora_alpha=2 * args.lora_rank,
+                                                 target_modules="all-linear"), model)
 
 
 def deepspeed_engine(policy, args):
     """DeepSpeed around the policy: AdamW, mixed precision, ZeRO. Learning rate and loss scale stay ours."""
     import deepspeed
-    decay = [p for p in policy.parameters() if p.ndim > 1]
-    rest = [p for p in policy.parameters() if p.ndim <= 1]                     # norms and biases do not decay
-    optimizer = torch.optim.AdamW([dict(params=decay, weight_decay=args.weight_decay),
-                                   dict(params=rest, weight_decay=0.0)],
+    if args.offload and not args.zero:
+        raise InputError("--offload needs --zero 1, 2 or 3")
+    if args.lora_rank:
+        add_lora(policy.model, args)
+    trained = [p for p in policy.parameters() if p.requires_grad]
+    decay, rest = [p for p in trained if p.ndim > 1], [p for p in trained if p.ndim <= 1]    # rest: norms …
+    optimizer = torch.optim.AdamW([dict(params=part, weight_decay=rate)
+                                   for part, rate in ((decay, args.weight_decay), (rest, 0.0)) if part],
                                   lr=args.lr, betas=(0.9, 0.999), fused=True)
+    offload = {"offload_optimizer": {"device": "cpu", "pin_memory": torch.cuda.is_available()}}
     return deepspeed.initialize(model=policy, optimizer=optimizer, config={
         "train_micro_batch_size_per_gpu": 1, "gradient_accumulation_steps": 1,
-        "gradient_clipping": args.clip_grad, "zero_optimization": {"stage": args.zero},
-        "zero_allow_untested_optimizer": True, "wall_clock_breakdown": False,
-        "bf16": {"enabled": args.dtype == "bf16"}, "steps_per_print": 1 << 60})[0]
+        "gradient_clipping": args.clip_grad, "zero_allow_untested_optimizer": True,
+        "zero_optimization": {"stage": args.zero, **(offload if args.offload else {})},
+        "zero_force_ds_cpu_optimizer": False,                   # torch's AdamW, which needs nothing compiled
+        "bf16": {"enabled": args.dtype == "bf16"}, "wall_clock_breakdown": False,
+        "steps_per_print": 1 << 60})[0]
 
 
 def optimizer_step(engine, micro_batches, loss_of, lr):
@@ -222,109 +324,90 @@ def sum_over_ranks(*numbers):
     return total.tolist()
 
 
-def save_state(engine, out, step, **extra):
-    """Write all that resuming needs to OUT/state/step-N; the last one goes only when this is whole."""
-    folder = os.path.join(out, "state")
-    engine.save_checkpoint(folder, tag=f"step-{step}", client_state=dict(step=step, **extra),
-                           save_latest=True)
-    torch.distributed.barrier()
-    if torch.distributed.get_rank() == 0:
-        for name in os.listdir(folder):
-            if name.startswith("step-") and name != f"step-{step}":
-                shutil.rmtree(os.path.join(folder, name))
-
-
-def load_state(engine, out):
-    """-> what `save_state` was given, or {} for a fresh start."""
-    if not os.path.exists(os.path.join(out, "state", "latest")):
-        return {}
-    return engine.load_checkpoint(os.path.join(out, "state"))[1]
-
-
-def full_weights(engine):
-    """Yield (name, tensor) of the model, gathered one by one under ZeRO-3, tied ones under both names."""
-    import deepspeed
-    model = engine.module.model
-    named = dict(model.named_parameters())
-    if model.config.tie_word_embeddings:
-        named["lm_head.weight"] = model.get_input_embeddings().weight
-    for name, p in named.items():
-        with deepspeed.zero.GatheredParameters([p], enabled=engine.zero_optimization_stage() == 3):
-            yield name, p.detach()
-
-
-def save_model(engine, tokenizer, out):
-    """Write a Hugging Face folder; config.json, which marks it as whole, comes last."""
-    weights = {name: p.cpu().clone() for name, p in full_weights(engine)}
-    if torch.distributed.get_rank() == 0:
-        part = os.path.join(out, "part")
-        model = engine.module.model
-        if model.config.tie_word_embeddings:
-            weights.pop("lm_head.weight")
-        model.save_pretrained(part, state_dict=weights)
-        tokenizer.save_pretrained(part)
-        for name in sorted(os.listdir(part), key=lambda n: n == "config.json"):
-            os.replace(os.path.join(part, name), os.path.join(out, name))
-        os.rmdir(part)
-    torch.distributed.barrier()
-
-
 # ---- main ----
 
 def main(args):
+    if args.show:
+        return show(args)
     rank, world, device = start_distributed()
-    log = print if rank == 0 else lambda *_: None
+    log = tqdm.write if rank == 0 else lambda *_: None
     if os.path.exists(os.path.join(args.out, "config.json")):
         return log(f"{args.out} is finished already")
     policy, tokenizer = load_policy(args.model, args)
-    examples = load_examples(args.data, tokenizer, args.max_tokens, log)
+    load = lambda paths: load_examples(paths, tokenizer, args.max_tokens, args.overlong, log)
+    examples, val = load(args.data), load(args.val) if args.val else []
     steps = args.steps or math.ceil(args.epochs * len(examples) / args.batch)
     if args.batch % world:
         raise InputError(f"--batch {args.batch} is not a multiple of the {world} ranks")
     log(f"{steps} steps of {args.batch} trajectories = {args.batch // world} a rank = "
         f"{steps * args.batch / len(examples):.2f} epochs")
-    if rank == 0:
-        save_args(args, os.path.join(args.out, "args.json"))
+    flops = model_flops(policy.model, args.lora_rank)
+    limit = world * matmul_rate(device, torch.bfloat16 if args.dtype == "bf16" else torch.float32)
     engine = deepspeed_engine(policy, args)
     done = load_state(engine, args.out).get("step", 0)
     metrics = open_metrics(args.out, done) if rank == 0 else None
+    publish = start_wandb(args) if rank == 0 and args.wandb else lambda row: None
+    if rank == 0:
+        save_args(args, os.path.join(args.out, "args.json"))
+    bar = tqdm(total=steps, initial=done, unit="step", disable=None if rank == 0 else True)
 
     # ---- data order: a fresh permutation an epoch, the same for every number of ranks ----
     def batch_at(step):
-        first, batch = step * args.batch, []
-        for i in range(first, first + args.batch):
+        batch = []
+        for i in range(step * args.batch, (step + 1) * args.batch):
             epoch, at = divmod(i, len(examples))
             batch.append(examples[permutation(len(examples), args.seed, epoch)[at]])
-        return sorted(batch, key=lambda e: len(e[0]))  # neighbours have similar lengths
-
-    def loss_of(input_ids, attention_mask, loss_mask):
-        nonlocal total
-        logps = engine(dict(input_ids=input_ids, attention_mask=attention_mask), *marked(input_ids, loss_mask))
-        total -= logps.detach().sum()
-        return -logps.sum() / tokens
+        return batch
 
     for step in range(done, steps):
         start, batch = time.time(), batch_at(step)
-        tokens, total = max(1, sum(sum(mask[1:]) for _, mask in batch)), torch.zeros((), device=device)
-        wave = world * args.micro_batch
-        micro = [collate(batch[i:i + wave][rank::world], args.micro_batch)
-                 for i in range(0, len(batch), wave)]
+        tokens, total = max(1, sum(map(tokens_with_loss, batch))), torch.zeros((), device=device)
+
+        def loss_of(inputs, predict, target):
+            nonlocal total
+            logps = engine(inputs, predict, target)
+            total -= logps.detach().sum()
+            return -logps.sum() / tokens
         lr = learning_rate(step, steps, args.lr, args.warmup)
-        norm = optimizer_step(engine, [[x.to(device) for x in m] for m in micro], loss_of, lr)
+        norm = optimizer_step(engine, micro_batches(batch, rank, world, args, device), loss_of, lr)
         loss, = sum_over_ranks(float(total))
+        seconds = time.time() - start
         row = dict(step=step + 1, loss=loss / tokens, lr=lr, grad_norm=norm, tokens=tokens,
-                   tokens_per_s=tokens / (time.time() - start))
+                   tokens_per_s=tokens / seconds, utilisation=flops(batch) / seconds / limit)
+        if val and ((step + 1) % args.val_every == 0 or step + 1 == steps):
+            row["val_loss"] = mean_loss(engine, micro_batches(val, rank, world, args, device), val)
         if rank == 0:
             append_jsonl(metrics, row)
-            if (step + 1) % max(1, steps // 20) == 0 or step + 1 == steps:
-                print(f"step {step + 1}/{steps}  loss {row['loss']:.4f}  lr {lr:.2e}  grad norm {norm:.2f}  "
-                      f"{row['tokens_per_s']:.0f} trained tokens/s", flush=True)
+            publish(row)
+            bar.update()
+            bar.set_postfix_str(f"loss {row['loss']:.3f}, {row['tokens_per_s']:.0f} trained tokens/s, "
+                                f"{row['utilisation']:.0%} of matmul rate")
+        if (step + 1) % max(1, steps // 20) == 0 or "val_loss" in row:
+            log(f"step {step + 1}/{steps}  loss {row['loss']:.4f}  lr {lr:.2e}  grad norm {norm:.2f}  "
+                f"{row['tokens_per_s']:.0f} trained tokens/s"
+                + (f"  val loss {row['val_loss']:.4f}" if "val_loss" in row else ""))
         if (step + 1) % args.save_every == 0 and step + 1 < steps:
             save_state(engine, args.out, step + 1)
     save_model(engine, tokenizer, args.out)
     if rank == 0:
         shutil.rmtree(os.path.join(args.out, "state"), ignore_errors=True)
+    bar.close()
     log(f"{args.out}: trained")
+
+
+def mean_loss(engine, micro, examples):
+    """Loss per token over all ranks, without a gradient."""
+    with torch.no_grad():
+        total = sum(-float(engine(*batch).sum()) for batch in micro)
+    return sum_over_ranks(total)[0] / max(1, sum(map(tokens_with_loss, examples)))
+
+
+def start_wandb(args):
+    """-> function that logs a row of metrics to Weights & Biases."""
+    import wandb
+    same = f"{zlib.crc32(os.path.abspath(args.out).encode()):08x}"      # a resumed run goes on in its curve
+    run = wandb.init(project=args.wandb, name=args.out, id=same, resume="allow", config=vars(args))
+    return lambda row: run.log(row, step=row["step"])
 
 
 def permutation(n, seed, epoch, cache={}):

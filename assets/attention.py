@@ -1,12 +1,12 @@
 """Attention over packed rows: many sequences in one row without padding, a shared prefix only once.
 
-A packed row is (1, T): segments one after another. A segment attends causally to itself and, if it has a parent,
-to all of the parent (and of the parent's parent …). Trajectories of supervised training are segments without
-parents; a group of GRPO is [prefix, r_1 … r_G] where the prefix is every r's parent; a row holds several of either.
+A packed row is (1, T): segments one after another. A segment attends causally to itself and, if it has a
+parent, to all of the parent (and of the parent's parent …). Trajectories of supervised training are
+segments without parents; a group of GRPO is [prefix, r_1 … r_G], the prefix every r's parent.
 
-No T x T square is made. On CUDA in half precision one call of flash-attention does a row (keys of a shared prefix are
-gathered for each child; `Segments.backend = "flex"` takes FlexAttention's block mask instead). Elsewhere SDPA, one
-call for all segments with prefixes of one length and similar lengths of their own.
+No T x T square is made. On CUDA in half precision one call of flash-attention does a row (the keys of a
+shared prefix are gathered for each child), or FlexAttention where `Segments.backend` is "flex".
+Elsewhere SDPA, one call for all segments with prefixes of one length and similar lengths of their own.
 """
 import functools
 import itertools
@@ -21,20 +21,21 @@ from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 class Segments:
     """What stands where in a packed row, and who sees whom.
 
-    lengths [3, 2, 2], parents [None, 0, 0]: position_ids [0 1 2 | 3 4 | 3 4]; `before`, the token that predicts
-    each token: [-1 0 1 | 2 3 | 2 5], -1 where there is none. A parent stands before its children.
+    lengths [3, 2, 2], parents [None, 0, 0] -> position_ids [0 1 2 | 3 4 | 3 4] and `before`, the index of the
+    token that predicts each token, [-1 0 1 | 2 3 | 2 5], -1 for none. A parent stands before its children.
     """
 
     def __init__(self, lengths, parents=None, device="cpu", backend=None):
         parents = parents or [None] * len(lengths)
-        if min(lengths, default=0) < 1 or any(p is not None and not 0 <= p < i for i, p in enumerate(parents)):
+        ordered = all(p is None or 0 <= p < i for i, p in enumerate(parents))
+        if not ordered or min(lengths, default=0) < 1:
             raise ValueError("segments need at least one token each, and parents that stand before them")
         self.device, self.backend = device, backend
         self.starts = [0, *itertools.accumulate(lengths)]
-        self.above, positions, before = [], [], []                         # above: the indices of all ancestors
+        self.above, positions, before = [], [], []                   # above: the indices of all ancestors
         for i, (n, parent) in enumerate(zip(lengths, parents)):
             start = self.starts[i]
-            self.above.append([] if parent is None else [*self.above[parent], parent])
+            self.above.append([] if parent is None else self.above[parent] + [parent])
             prefix = sum(lengths[a] for a in self.above[i])
             positions.append(torch.arange(prefix, prefix + n))
             before.append(torch.arange(start - 1, start + n - 1))
@@ -53,18 +54,19 @@ class Segments:
     def calls(self):
         """For SDPA -> [(queries (n, L), keys (n, P + L), mask or None for causal)], order (T,).
 
-        The n segments of a call are padded to the longest with their own last token: no earlier token sees it,
-        and `order` finds each token's own output among those of all calls, so the copies get no gradient.
+        The n segments of a call are padded to the longest with their own last token: no earlier token sees
+        it, and `order` finds each token's output among those of all calls, so the copies get no gradient.
         """
         calls, order, done = [], torch.empty(self.starts[-1], dtype=torch.long), 0
         waiting = sorted(range(len(self.lengths)), key=lambda i: (self.prefixes[i], self.lengths[i]))
         while waiting:
             longest = waiting[-1]
             P, L = self.prefixes[longest], self.lengths[longest]
-            alike = [i for i in waiting
-                     if self.prefixes[i] == P and (4 * self.lengths[i] >= 3 * L or L - self.lengths[i] <= 64)]
+            alike = [i for i in waiting if self.prefixes[i] == P and
+                     (4 * self.lengths[i] >= 3 * L or L - self.lengths[i] <= 64)]
             waiting = waiting[:-len(alike)]
-            queries = torch.stack([torch.arange(L).clamp(max=self.lengths[i] - 1) + self.starts[i] for i in alike])
+            queries = torch.stack([torch.arange(L).clamp(max=self.lengths[i] - 1) + self.starts[i]
+                                   for i in alike])
             keys = torch.cat([torch.stack([self.prefix(i) for i in alike]), queries], 1)
             mask = torch.ones(L, P + L, dtype=torch.bool).tril(P).to(self.device) if P else None
             for row, i in enumerate(alike):
@@ -75,7 +77,7 @@ class Segments:
 
     @functools.cached_property
     def cumulative(self):
-        """For flash-attention -> keys (gathered indices, None if they are the row), cu_seqlens of queries and keys."""
+        """For flash-attention -> indices of the keys (None: the row), cu_seqlens of queries and of keys."""
         keys = torch.cat([torch.cat([self.prefix(i), self.span(i)]) for i in range(len(self.lengths))])
         ends = torch.tensor([[0, *itertools.accumulate(self.lengths)],
                              [0, *itertools.accumulate(map(sum, zip(self.lengths, self.prefixes)))]])
@@ -83,7 +85,7 @@ class Segments:
 
     @functools.cached_property
     def mask_mod(self):
-        """For FlexAttention: an ancestor's tokens stand before the segment's own, so `<=` is right for both."""
+        """For FlexAttention: an ancestor stands before the segment itself, so `<=` is right for both."""
         sees = torch.eye(len(self.lengths), dtype=torch.bool)
         for i, above in enumerate(self.above):
             sees[i, above] = True
@@ -94,7 +96,8 @@ class Segments:
     @functools.cached_property
     def block_mask(self):
         from torch.nn.attention.flex_attention import create_block_mask
-        return create_block_mask(self.mask_mod, None, None, self.starts[-1], self.starts[-1], device=self.device)
+        T = self.starts[-1]
+        return create_block_mask(self.mask_mod, None, None, T, T, device=self.device)
 
 
 @functools.cache
@@ -105,14 +108,14 @@ def compiled_flex_attention():
 
 def attend(module, query, key, value, attention_mask, segments=None, scaling=None, dropout=0.0,
            sliding_window=None, **kwargs):
-    """Transformers' attention interface: query (B, H, T, D), key and value (B, Hkv, T, D) -> (B, T, H, D), None."""
+    """Transformers' attention interface: query (B, H, T, D), key and value (B, Hkv, T, D) -> (B, T, H, D)."""
     if segments is None:
-        return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, dropout=dropout,
-                                      sliding_window=sliding_window, **kwargs)
+        return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling,
+                                      dropout=dropout, sliding_window=sliding_window, **kwargs)
     span = max(map(sum, zip(segments.lengths, segments.prefixes)))
     if dropout or sliding_window is not None and span > sliding_window:
-        raise ValueError("packed rows have no attention dropout and no sliding window shorter than a trajectory; "
-                         "give --no-pack")
+        raise ValueError("packed rows know no attention dropout and no sliding window shorter than a "
+                         "trajectory; give --no-pack")
     gqa = query.shape[1] != key.shape[1]
     half = query.is_cuda and query.dtype != torch.float32
     backend = segments.backend or ("flash" if half else "sdpa")
@@ -128,18 +131,18 @@ def attend(module, query, key, value, attention_mask, segments=None, scaling=Non
         out = varlen_attn(q, k, v, of_queries, of_keys, max(segments.lengths), span, scale=scaling,
                           window_size=(-1, 0), enable_gqa=gqa)             # causal, aligned to the last key
         return out[None], None
-    if gqa and query.is_cuda:                                              # masked, CUDA's SDPA wants equal heads
+    if gqa and query.is_cuda:                              # under a mask, CUDA's SDPA wants equal heads
         k, v = (x.repeat_interleave(query.shape[1] // key.shape[1], 1) for x in (k, v))
     calls, order = segments.calls
-    rows = lambda x, index: x.index_select(0, index.flatten()).view(*index.shape, *x.shape[1:]).transpose(1, 2)
-    outs = [scaled_dot_product_attention(rows(q, queries), rows(k, keys), rows(v, keys), mask, scale=scaling,
-                                         is_causal=mask is None, enable_gqa=k.shape[1] != q.shape[1]).transpose(1, 2)
-            for queries, keys, mask in calls]                              # (n, L, H, D) each
-    return torch.cat([o.flatten(0, 1) for o in outs]).index_select(0, order)[None], None
+    take = lambda x, index: x.index_select(0, index.flatten()).unflatten(0, index.shape).transpose(1, 2)
+    outs = [scaled_dot_product_attention(take(q, queries), take(k, keys), take(v, keys), mask, scale=scaling,
+                                         is_causal=mask is None, enable_gqa=k.shape[1] != q.shape[1])
+            for queries, keys, mask in calls]                              # (n, H, L, D) each
+    return torch.cat([o.transpose(1, 2).flatten(0, 1) for o in outs]).index_select(0, order)[None], None
 
 
 def use_segments(model):
-    """Let the model take packed rows (`segments=` and its position_ids); without `segments` it is what it was.
+    """Let the model take packed rows (`segments=` and its position_ids); without, it is what it was.
 
     A name without a mask function would get no padding mask at all, hence SDPA's is registered with it.
     """
@@ -149,7 +152,7 @@ def use_segments(model):
 
 
 def packed_inputs(input_ids, segments):
-    """Tokens (T,) of a packed row -> the model's inputs. The 4-D mask says nothing and is not looked at: with it no
-    mask is built, neither for the positions that restart (Transformers would read them as packed documents)."""
+    """Tokens (T,) of a packed row -> the model's inputs. The 4-D mask says nothing: with it Transformers
+    builds none of its own, a T x T one for positions that restart (which it reads as packed documents)."""
     return dict(input_ids=input_ids[None], position_ids=segments.position_ids, segments=segments,
                 attention_mask=torch.ones(1, 1, 1, 1, dtype=torch.bool, device=input_ids.device))

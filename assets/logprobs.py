@@ -1,4 +1,4 @@
-"""The model as this project uses it: tokens in, log-probs of the marked tokens out, and no T x V logits anywhere."""
+"""The model as this project uses it: tokens in, log-probs of the marked tokens out, nowhere T x V logits."""
 import torch
 
 from assets.attention import use_segments
@@ -17,16 +17,16 @@ class LogProbs(torch.nn.Module):
         head.__class__ = Head
 
     def forward(self, inputs, predict, target, temperature=1.0):
-        """-> logps (N,) of the tokens `target` (N,), each predicted at a flat index `predict` (N,) into B * T.
+        """-> logps (N,) of tokens `target` (N,), each predicted at a flat index `predict` (N,) into B * T.
 
-        inputs: what the base model takes, padded (input_ids, attention_mask (B, T)) or packed (`packed_inputs`).
+        inputs of the base model: padded (input_ids, attention_mask (B, T)) or packed (`packed_inputs`).
         """
-        hidden = self.model.base_model(**inputs, use_cache=False).last_hidden_state                # (B, T, D)
+        hidden = self.model.base_model(**inputs, use_cache=False).last_hidden_state        # (B, T, D)
         return self.model.get_output_embeddings()(hidden.flatten(0, 1)[predict], target, temperature)
 
 
 class Head(torch.nn.Linear):
-    """The output matrix, called as a module so that ZeRO-3 gathers it: hidden -> logits, or with target -> logps."""
+    """The output matrix, a module so that ZeRO-3 gathers it: hidden -> logits, or with target -> logps."""
 
     def forward(self, hidden, target=None, temperature=1.0):
         if target is None:
@@ -35,7 +35,7 @@ class Head(torch.nn.Linear):
 
 
 class TokenLogProbs(torch.autograd.Function):
-    """hidden (N, D), weight (V, D), target (N,) -> log-probs (N,) of the targets in fp32; logits a chunk at a time.
+    """hidden (N, D), weight (V, D), target (N,) -> fp32 log-probs (N,) of the targets; logits chunk by chunk.
 
     The backward pass recomputes the probabilities of every chunk but the last. Those are kept: it starts with
     them, so the peak is the same, and where all tokens fit into one chunk nothing is computed twice.
@@ -74,7 +74,7 @@ class TokenLogProbs(torch.autograd.Function):
             probs, ctx.probs = ctx.probs, None
             if probs is None:
                 probs = TokenLogProbs.chunk(hidden[at], weight, target[at], ctx.temperature)[1]
-            g = grad[at, None].float() / ctx.temperature                   # d logp / d logits = onehot - probs
+            g = grad[at, None].float() / ctx.temperature           # d logp / d logits = onehot - probs
             to_logits = probs.mul_(-g).scatter_add_(1, target[at, None], g).to(weight.dtype)
             del probs
             torch.mm(to_logits, weight, out=to_hidden[at])

@@ -115,7 +115,8 @@ def test_log_probs_are_those_of_the_plain_model(tokenizer):
     model = student.make_model(tokenizer, width=32).eval()
     examples = [sft.encode(tokenizer, MESSAGES, 999), sft.encode(tokenizer, MESSAGES[:4], 999)]
     ids, attention, loss = sft.collate(examples, 3)
-    logps = sft.LogProbs(model)(dict(input_ids=ids, attention_mask=attention), *sft.marked(ids, loss), temperature=0.7)
+    logps = sft.LogProbs(model)(dict(input_ids=ids, attention_mask=attention), *sft.marked(ids, loss),
+                                temperature=0.7)
     plain = []
     for tokens, mask in examples:  # one by one, without padding
         logits = model(torch.tensor([tokens])).logits[0] / 0.7

@@ -1,11 +1,24 @@
 """Supervised training: packed rows against plain ones, the trainer against a loop of a page, broken saves."""
+import copy
+import itertools
+import json
+import math
+import os
 import random
+import re
+import resource
+import subprocess
+import sys
+import time
+import types
 
 import pytest
 import torch
 import transformers
+from conftest import ROOT, script
 
 import assets.logprobs
+import judge
 import sft
 from assets.attention import Segments, packed_inputs
 
@@ -19,7 +32,8 @@ def tiny(family, **more):
     torch.manual_seed(0)
     return model(config(**{**dict(vocab_size=61, hidden_size=32, intermediate_size=48, num_hidden_layers=2,
                                   num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=512,
-                                  initializer_range=0.3, tie_word_embeddings=family != "llama"), **extra, **more}))
+                                  initializer_range=0.3, tie_word_embeddings=family != "llama"),
+                            **extra, **more}))
 
 
 def tokens(n):
@@ -60,7 +74,7 @@ def documents():
 
 
 def tree(groups):
-    """[(prefix, [(response, mask) …]) …] -> one packed row with each prefix once, as grpo_short.py trains."""
+    """[(prefix, [(response, mask) …]) …] -> one packed row with each prefix once, as GRPO trains."""
     lengths, parents, ids, loss = [], [], [], []
     for prefix, responses in groups:
         parent = len(lengths)
@@ -112,14 +126,14 @@ def test_chunks_of_logits_do_not_change_results(documents, monkeypatch):
     assert_same(whole, results(policy, sft.pack(documents)))
     empty = sft.collate([], 2)
     logps = policy(dict(input_ids=empty[0], attention_mask=empty[1]), *sft.marked(empty[0], empty[2]))
-    logps.sum().backward()                                                       # a rank without work of its own
+    logps.sum().backward()                                  # a rank without work of its own
     assert logps.shape == (0,)
 
 
 def test_layout_of_a_packed_row():
     s = Segments([3, 2, 2], [None, 0, 0])
     assert s.position_ids.tolist() == [[0, 1, 2, 3, 4, 3, 4]] and s.before.tolist() == [-1, 0, 1, 2, 3, 2, 5]
-    chain = Segments([2, 1, 3], [None, 0, 1])                                    # a path of segments is one sequence
+    chain = Segments([2, 1, 3], [None, 0, 1])                    # a path is one sequence
     assert chain.position_ids[0].tolist() == list(range(6)) and chain.before.tolist() == list(range(-1, 5))
     for lengths, parents in (([2, 0], None), ([2, 2], [1, None]), ([2], [0])):
         with pytest.raises(ValueError, match="segments need"):
@@ -134,7 +148,7 @@ def test_flash_and_flex_layouts_say_the_same_as_the_calls_of_sdpa():
     for queries, keys, mask in s.calls[0]:
         mask = torch.ones(queries.shape[1], keys.shape[1], dtype=torch.bool).tril() if mask is None else mask
         for q, k in zip(queries, keys):
-            dense[q[:, None], k[None]] |= mask & (k[None] <= q[:, None])         # the copies at the end see more
+            dense[q[:, None], k[None]] |= mask & (k[None] <= q[:, None])  # copies at the end see more
     keys, of_queries, of_keys = s.cumulative
     flash = torch.zeros_like(dense)
     for i in range(5):
@@ -153,3 +167,225 @@ def test_sliding_windows_are_refused_where_they_would_matter(documents):
         policy(*sft.pack(documents))
     short = [d for d in documents if len(d[0]) <= 64]
     assert_same(results(policy, sft.pack(short)), results(policy, padded(short)))
+
+
+# ---- examples and rows ----
+
+def conversation(rng):
+    """A question, a plan and some steps, of random words of the demo."""
+    known = ["Cy", "Bo", "has", "6", "17", "pears", "print", "the", "of", "answer"]
+    words = lambda n: " ".join(rng.choice(known) for _ in range(n))
+    messages = [{"role": "user", "content": words(rng.randint(3, 9))},
+                {"role": "assistant", "content": f"<first_thought>{words(4)}</first_thought>"}]
+    for _ in range(rng.randint(1, 5)):
+        messages += [{"role": "user", "content": "Observation: " + words(rng.randint(1, 12))},
+                     {"role": "assistant", 
+                      "content": f"<thought>{words(3)}</thought><code>{words(5)}</code>"}]
+    return messages
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    rng, path = random.Random(5), tmp_path_factory.mktemp("data") / "train.jsonl"
+    path.write_text("".join(json.dumps({"messages": conversation(rng)}) + "\n" for _ in range(40)))
+    return str(path)
+
+
+def test_overlong_trajectories_are_dropped_whole_or_cut_after_a_step(data, tokenizer):
+    whole = sft.load_examples([data], tokenizer, 4096)
+    limit, said = sorted(len(ids) for ids, _ in whole)[20], []
+    dropped = sft.load_examples([data], tokenizer, limit, "drop", said.append)
+    assert sorted(dropped) == sorted(e for e in whole if len(e[0]) <= limit)
+    assert f"{len(whole) - len(dropped)} too long" in said[0]
+    cut = sft.load_examples([data], tokenizer, limit, "cut")
+    records = [json.loads(line)["messages"] for line in open(data)]
+    expected = []
+    for messages in records:                                # the longest beginning that ends with a step
+        fits = [sft.encode(tokenizer, messages[:n], 4096) for n in range(2, len(messages) + 1, 2)]
+        expected += [e for e in fits if len(e[0]) <= limit][-1:]
+    assert sorted(cut) == sorted(expected) and len(cut) > len(dropped)
+    with pytest.raises(judge.InputError, match="no trajectory"):
+        sft.load_examples([data], tokenizer, 5, "cut")
+
+
+def test_rows_hold_every_example_once_and_are_equally_full():
+    rng = random.Random(0)
+    for budget, ranks, n in ((100, 1, 50), (500, 2, 128), (64, 4, 3), (30, 2, 1)):
+        lengths = [rng.randint(1, 60) for _ in range(n)]
+        rows = sft.fill_rows(lengths, budget, ranks)
+        loads = [sum(lengths[i] for i in row) for row in rows]
+        assert sorted(i for row in rows for i in row) == list(range(n)) and len(rows) % ranks == 0
+        assert max(loads) <= max(budget, *lengths)
+        if n > 10 * len(rows):
+            assert max(loads) - min(loads) <= 60 and len(rows) <= sum(lengths) / budget + ranks + 1
+    assert sft.fill_rows([5, 4, 3, 2], 8, 1) == [[0, 3], [1, 2]]
+
+
+def test_show_colours_what_is_trained(data, checkpoint, tokenizer):
+    shown = script("sft.py", "--model", checkpoint, "--data", data, "--out", "-", "--show", 2).stdout
+    for ids, mask in sft.load_examples([data], tokenizer, 4096)[:2]:
+        green = "".join(re.findall(r"\x1b\[32m(.*?)\x1b\[0m", shown, re.DOTALL))
+        for trained, run in itertools.groupby(zip(ids, mask), key=lambda pair: pair[1]):
+            text = tokenizer.decode([token for token, _ in run])
+            assert (text in green) if trained else (text in re.sub(r"\x1b\[\d+m", "", shown))
+    assert shown.count("----") == 2
+
+
+# ---- the trainer, in processes of its own as a user runs it ----
+
+STEPS, BATCH = 5, 8
+FLAGS = ["--dtype", "fp32", "--batch", BATCH, "--steps", STEPS, "--lr", "3e-3", "--clip-grad", 0.5]
+
+
+def rows_of(out):
+    return [json.loads(line) for line in open(os.path.join(out, "metrics.jsonl"))]
+
+
+def curve(out):
+    return [(r["loss"], r["grad_norm"]) for r in rows_of(out)]
+
+
+def order_of_data(examples, steps, batch, seed=0):
+    """The batches of sft.py, one example after another."""
+    flat = [examples[sft.permutation(len(examples), seed, i // len(examples))[i % len(examples)]]
+            for i in range(steps * batch)]
+    return [flat[i:i + batch] for i in range(0, len(flat), batch)]
+
+
+def loss_of_one(model, ids, mask):
+    """Summed loss of one trajectory, as plainly as can be."""
+    logits = model(input_ids=torch.tensor([ids])).logits[0, :-1]
+    losses = torch.nn.functional.cross_entropy(logits, torch.tensor(ids[1:]), reduction="none")
+    return (losses * torch.tensor(mask[1:])).sum()
+
+
+@pytest.fixture(scope="module")
+def plain_loop(checkpoint, data, tokenizer):
+    """(loss, gradient norm) a step of an ordinary loop: no packing, padding, DeepSpeed or shared code."""
+    model, found = transformers.AutoModelForCausalLM.from_pretrained(checkpoint), []
+    decayed, rest = [[p for p in model.parameters() if (p.ndim > 1) == flag] for flag in (True, False)]
+    optimizer = torch.optim.AdamW([dict(params=decayed, weight_decay=0.1),
+                                   dict(params=rest, weight_decay=0.0)])
+    for step, batch in enumerate(order_of_data(sft.load_examples([data], tokenizer, 4096), STEPS, BATCH)):
+        loss = sum(loss_of_one(model, *e) for e in batch) / sum(sum(mask[1:]) for _, mask in batch)
+        loss.backward()
+        norm = torch.nn.utils.clip_grad_norm_(model.parameters(), 0.5)
+        for group in optimizer.param_groups:
+            group["lr"] = 3e-3 * 0.5 * (1 + math.cos(math.pi * max(0, step - 1) / (STEPS - 1)))
+        optimizer.step(), optimizer.zero_grad()
+        found.append((float(loss.detach()), float(norm)))
+    return found
+
+
+@pytest.mark.parametrize("ranks, flags", [
+    (None, ["--row-tokens", 4096]), (None, ["--row-tokens", 150, "--checkpointing"]),
+    (None, ["--no-pack", "--micro-batch", 3]), (2, ["--row-tokens", 150]),
+    (2, ["--no-pack", "--micro-batch", 8]), (2, ["--row-tokens", 300, "--zero", 3]),
+    (None, ["--zero", 2, "--offload"])], ids=str)
+def test_training_equals_a_plain_loop_however_it_is_split(ranks, flags, tmp_path, checkpoint, data, plain_loop):
+    script("sft.py", "--model", checkpoint, "--data", data, "--out", tmp_path / "out", *FLAGS, *flags,
+           ranks=ranks)
+    for ours, plain in zip(curve(tmp_path / "out"), plain_loop, strict=True):
+        assert ours == pytest.approx(plain, abs=1e-5, rel=1e-5)
+    assert plain_loop[-1][0] < plain_loop[0][0] - 0.1
+
+
+def test_lora_trains_little_merges_on_saving_and_resumes(tmp_path, checkpoint, data, tokenizer):
+    pytest.importorskip("peft")
+    flags = ["--model", checkpoint, "--data", data, "--val", data, *FLAGS, "--lora-rank", 4]
+    script("sft.py", *flags, "--out", tmp_path / "a")
+    script("sft.py", *flags, "--out", tmp_path / "b", "--zero", 3, ranks=2)
+    assert curve(tmp_path / "a") == [pytest.approx(row, abs=1e-4) for row in curve(tmp_path / "b")]
+    before = transformers.AutoModelForCausalLM.from_pretrained(checkpoint)
+    for out in "ab":
+        after, told = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / out,
+                                                                        output_loading_info=True)
+        assert not any(told[k] for k in ("missing_keys", "unexpected_keys", "mismatched_keys")), told
+        changed = {n: not torch.equal(p, q)
+                   for (n, p), q in zip(before.named_parameters(), after.parameters())}
+        assert all(c == ("_proj." in n) for n, c in changed.items()) and any(changed.values())
+        examples = sft.load_examples([data], tokenizer, 4096)
+        with torch.no_grad():
+            loss = sum(loss_of_one(after, *e) for e in examples) / sum(map(sft.tokens_with_loss, examples))
+        assert float(loss) == pytest.approx(rows_of(tmp_path / out)[-1]["val_loss"], abs=1e-4)
+
+
+def test_a_full_disk_leaves_the_last_state_and_says_so(tmp_path, checkpoint, data):
+    """Once a state is there, files may not grow, as on a full disk; a second run goes on from that state."""
+    out = tmp_path / "out"
+    command = [sys.executable, os.path.join(ROOT, "sft.py"), "--model", checkpoint, "--data", data,
+               "--out", out, "--dtype", "fp32", "--batch", 4, "--steps", 60, "--save-every", 5]
+    command = list(map(str, command))
+    run = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    while not (out / "state" / "latest").exists():
+        assert run.poll() is None
+        time.sleep(0.02)
+    resource.prlimit(run.pid, resource.RLIMIT_FSIZE, (100_000, 100_000))
+    message = run.communicate()[1]
+    assert run.returncode == 2 and "could not be written" in message and "Traceback" not in message
+    latest = (out / "state" / "latest").read_text()
+    torn = [n for n in os.listdir(out / "state") if n.startswith("step-") and n != latest]
+    assert torn and not (out / "config.json").exists()
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert [r["step"] for r in rows_of(out)] == list(range(1, 61))
+    script("sft.py", *command[2:6], "--out", tmp_path / "whole", *command[8:])
+    assert curve(out) == curve(tmp_path / "whole")                      # to the bit
+    assert (out / "model.safetensors").read_bytes() == (tmp_path / "whole" / "model.safetensors").read_bytes()
+
+
+def test_an_older_checkpoint_is_replaced_only_by_a_whole_one(tmp_path, tokenizer, monkeypatch):
+    engine = types.SimpleNamespace(module=sft.LogProbs(tiny("qwen3")), zero_optimization_stage=lambda: 0)
+    monkeypatch.setattr(torch.distributed, "get_rank", lambda: 0)
+    monkeypatch.setattr(torch.distributed, "barrier", lambda: None)
+    out, weight = tmp_path / "best", engine.module.model.model.norm.weight
+    read = lambda: transformers.AutoModelForCausalLM.from_pretrained(out).model.norm.weight[0].item()
+    sft.save_model(engine, tokenizer, str(out))
+    assert read() == 1.0
+    weight.data.fill_(2.0)
+    with monkeypatch.context() as m:
+        full = lambda *_: (_ for _ in ()).throw(OSError("No space left"))
+        m.setattr(type(tokenizer), "save_pretrained", full)
+        with pytest.raises(judge.InputError, match="No space left"):
+            sft.save_model(engine, tokenizer, str(out))
+    assert read() == 1.0
+    sft.save_model(engine, tokenizer, str(out))
+    assert read() == 2.0 and sorted(os.listdir(tmp_path)) == ["best"]
+
+
+# ---- TRL, where it is installed ----
+
+def test_ten_steps_equal_those_of_trl(tmp_path, checkpoint, data, tokenizer):
+    """TRL makes its masks itself, from marks in the template; order, schedule and optimizer are ours."""
+    trl = pytest.importorskip("trl")
+    datasets = pytest.importorskip("datasets")
+    script("sft.py", "--model", checkpoint, "--data", data, "--out", tmp_path / "ours", "--dtype", "fp32",
+           "--batch", 4, "--steps", 10, "--lr", "3e-3", "--weight-decay", 0)
+    marked = copy.deepcopy(tokenizer)
+    marked.chat_template = (
+        "{% for m in messages %}<|{{ m.role }}|>{% if m.role == 'assistant' %}{% generation %}{{ m.content }}<|end|>"
+        "{% endgeneration %}{% else %}{{ m.content }}<|end|>{% endif %}{% endfor %}"
+        "{% if add_generation_prompt %}<|assistant|>{% endif %}")
+    records = [json.loads(line)["messages"] for line in open(data)]
+    by_ids = {tuple(sft.encode(tokenizer, m, 4096)[0]): m for m in records}
+    batches = order_of_data(sft.load_examples([data], tokenizer, 4096), 10, 4)
+    ordered = datasets.Dataset.from_list([{"messages": by_ids[tuple(ids)]} for b in batches for ids, _ in b])
+
+    class InOrder(trl.SFTTrainer):
+        def _get_train_sampler(self, *_):
+            return torch.utils.data.SequentialSampler(self.train_dataset)
+
+    model = transformers.AutoModelForCausalLM.from_pretrained(checkpoint)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3, weight_decay=0)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda s: sft.learning_rate(s, 10, 1.0, 0.1))
+    config = trl.SFTConfig(str(tmp_path / "trl"), assistant_only_loss=True, per_device_train_batch_size=4,
+                           max_steps=10, logging_steps=1, logging_first_step=True, report_to=[], use_cpu=True,
+                           bf16=False, gradient_checkpointing=False, max_grad_norm=1.0, save_strategy="no",
+                           max_length=None, disable_tqdm=True)
+    trainer = InOrder(model, args=config, train_dataset=ordered, processing_class=marked,
+                      optimizers=(optimizer, schedule))
+    trainer.train()
+    theirs = [(r["loss"], r["grad_norm"]) for r in trainer.state.log_history if "grad_norm" in r]
+    assert len(theirs) == 10 and theirs[0][0] != theirs[-1][0]
+    for a, b in zip(curve(tmp_path / "ours"), theirs, strict=True):
+        assert a == pytest.approx(b, abs=1e-4)

@@ -1,0 +1,220 @@
+"""sft.py against TRL's SFTTrainer: the same model and trajectories, one after another, each in a process of its own.
+
+  python bench/sft.py                         (pip install trl datasets, for TRL's columns)
+
+Model: 22M parameters, hidden 384, 6 layers, 32k vocabulary, fp32. Trajectories: lengths of the authors' recorded
+ones (../shared/data/score_release, or $SCORE_DATA), 3.5 characters a token, random tokens. Reported per CPU-second,
+since a shared machine's clock says little: non-padding and trained tokens, the share of the measured matmul rate
+that the model's arithmetic makes up (head on trained tokens only, causal attention, no recomputation, for all
+alike), and the peak of resident memory, whole and above that of the process with the model loaded. The
+matmul rate is measured before, between and after; the median counts.
+"""
+import argparse
+import json
+import os
+import random
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+os.environ.setdefault("DS_ACCELERATOR", "cpu")
+VOCABULARY = 32000
+WAYS = ["TRL padded", "TRL packed", "ours padded", "ours packed"]
+
+
+def parse_args():
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p.add_argument("--steps", type=int, default=3, help="measured optimizer steps, after one to warm up")
+    p.add_argument("--batch", type=int, default=8, help="trajectories per step (TRL packed: rows for as many)")
+    p.add_argument("--threads", type=int, default=1, help="of torch")
+    p.add_argument("--ways", nargs="+", choices=WAYS, default=WAYS)
+    p.add_argument("--run", choices=WAYS + ["matmul"], help=argparse.SUPPRESS)
+    return p.parse_args()
+
+
+def trajectories():
+    """[(input_ids, loss_mask)] as long as the authors' trajectories: question, then thought, code, observation …"""
+    folder = Path(os.environ.get("SCORE_DATA", ROOT / "../shared/data/score_release"))
+    rng, found = random.Random(0), []
+    for path in sorted(folder.glob("*_trajectories.jsonl")):
+        for line in path.read_text(encoding="utf-8").splitlines():
+            r = json.loads(line)
+            parts = [(len(r["original_task_info"]["question"]), 0),
+                     (len(r.get("first_thought") or "plan"), 1)]
+            for s in r["steps"]:
+                parts += [(len(s["thought"]) + len(s["code"]), 1), (len(str(s["observation"])), 0)]
+            ids, mask = [], []
+            for characters, trained in parts[:-1]:
+                n = 4 + int(characters / 3.5)
+                ids += [rng.randrange(VOCABULARY) for _ in range(n)]
+                mask += [trained] * n
+            if len(ids) <= 4096:
+                found.append((ids, mask))
+    if not found:
+        sys.exit(f"{folder}: no *_trajectories.jsonl (set SCORE_DATA)")
+    rng.shuffle(found)
+    return found
+
+
+def make_model(folder):
+    """A checkpoint with the demo's tokenizer (its template is all that is used of it) -> parameters."""
+    sys.path.insert(0, str(ROOT / "demo"))
+    import student
+    import torch
+    import transformers
+    torch.manual_seed(0)
+    tokenizer = student.make_tokenizer()
+    model = transformers.Qwen2ForCausalLM(transformers.Qwen2Config(
+        vocab_size=VOCABULARY, hidden_size=384, intermediate_size=1024, num_hidden_layers=6,
+        num_attention_heads=6, num_key_value_heads=6, tie_word_embeddings=True, eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id, bos_token_id=None))
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return model.num_parameters()
+
+
+class Meter:
+    """CPU-seconds and tokens of the steps after the first; memory from here on."""
+
+    def __init__(self):
+        self.before, self.seconds, self.tokens, self.trained, self.flops = self.peak(), 0.0, 0, 0, 0.0
+
+    @staticmethod
+    def peak():
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+    def report(self):
+        print("RESULT", json.dumps(dict(seconds=self.seconds, tokens=self.tokens, trained=self.trained,
+                                        flops=self.flops, peak=self.peak(), above=self.peak() - self.before)))
+
+
+def run_ours(folder, pack, args):
+    import torch
+
+    import sft
+    flags = sft.parse_args(["--model", folder, "--data", "-", "--out", "-", "--dtype", "fp32", "--lr", "1e-4",
+                            "--pack" if pack else "--no-pack"])
+    _, _, device = sft.start_distributed()
+    torch.set_num_threads(args.threads)
+    policy, _ = sft.load_policy(folder, flags)
+    flops, data = sft.model_flops(policy.model, 0), trajectories()
+    engine, meter = sft.deepspeed_engine(policy, flags), Meter()
+    for step in range(args.steps + 1):
+        batch = data[step * args.batch:(step + 1) * args.batch]
+        tokens, start = sum(map(sft.tokens_with_loss, batch)), time.process_time()
+        sft.optimizer_step(engine, sft.micro_batches(batch, 0, 1, flags, device),
+                           lambda *what: -engine(*what).sum() / tokens, 1e-4)
+        if step:
+            meter.seconds += time.process_time() - start
+            meter.tokens += sum(len(ids) for ids, _ in batch)
+            meter.trained += tokens
+            meter.flops += flops(batch)
+    meter.report()
+
+
+def run_trl(folder, pack, args):
+    import datasets
+    import torch
+    import transformers
+    import trl
+    torch.set_num_threads(args.threads)
+    model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    from assets.speed import model_flops
+    flops, data = model_flops(model, 0), trajectories()
+    rows = [dict(input_ids=ids, assistant_masks=mask) for ids, mask in data[:args.batch * (args.steps + 1)]]
+    per_step = 1
+    if pack:                                     # as many rows of 4096 a step as hold a batch
+        per_step = max(1, round(sum(len(r["input_ids"]) for r in rows) / (args.steps + 1) / 4096))
+    config = trl.SFTConfig(tempfile.mkdtemp(), per_device_train_batch_size=1 if pack else args.batch,
+                           gradient_accumulation_steps=per_step, max_steps=args.steps + 1, packing=pack,
+                           max_length=4096, learning_rate=1e-4, report_to=[], use_cpu=True, bf16=False,
+                           gradient_checkpointing=False, save_strategy="no", disable_tqdm=True)
+    meter = Meter()
+
+    class Counting(trl.SFTTrainer):
+        def training_step(self, model, inputs, *rest):
+            if self.state.global_step:
+                self.count(inputs)
+            return super().training_step(model, inputs, *rest)
+
+        def count(self, inputs):
+            """Per sequence: positions that start again mark the packed ones, the attention mask the padded."""
+            labels, positions = inputs["labels"], inputs.get("position_ids")
+            if positions is not None:
+                starts = (positions[0] == 0).nonzero()[:, 0].tolist() + [labels.shape[1]]
+                parts = [labels[0, a:b] for a, b in zip(starts, starts[1:])]
+            else:
+                parts = [row[:int(mask.sum())] for row, mask in zip(labels, inputs["attention_mask"])]
+            batch = [([0] * len(p), (p != -100).tolist()) for p in parts]
+            meter.tokens += sum(len(ids) for ids, _ in batch)
+            meter.trained += sum(sum(mask[1:]) for _, mask in batch)
+            meter.flops += flops(batch)
+
+    class Clock(transformers.TrainerCallback):
+        def on_step_begin(self, *_, **__):
+            self.start = time.process_time()
+
+        def on_step_end(self, _, state, *__, **___):
+            if state.global_step > 1:
+                meter.seconds += time.process_time() - self.start
+
+    Counting(model, args=config, train_dataset=datasets.Dataset.from_list(rows), callbacks=[Clock()],
+             processing_class=transformers.AutoTokenizer.from_pretrained(folder)).train()
+    meter.report()
+
+
+def run_matmul(args):
+    """Floating-point operations a CPU-second of a large fp32 product, the best of several."""
+    import torch
+    torch.set_num_threads(args.threads)
+    a, times = torch.randn(2048, 2048), []
+    for _ in range(8):
+        start = time.process_time()
+        a @ a
+        times.append(time.process_time() - start)
+    print("RESULT", json.dumps(2 * 2048 ** 3 / min(times)))
+
+
+def measure(way, folder, args):
+    done = subprocess.run([sys.executable, __file__, "--run", way, "--steps", str(args.steps), "--batch",
+                           str(args.batch), "--threads", str(args.threads)], capture_output=True, text=True,
+                          env={**os.environ, "BENCH_MODEL": folder, "OMP_NUM_THREADS": str(args.threads)})
+    found = [line for line in done.stdout.splitlines() if line.startswith("RESULT")]
+    return json.loads(found[-1][7:]) if found else (done.stderr.strip().splitlines() or ["no result"])[-1]
+
+
+def main(args):
+    if args.run:
+        folder, kind = os.environ["BENCH_MODEL"], args.run.split()[-1]
+        if args.run == "matmul":
+            return run_matmul(args)
+        return (run_trl if args.run.startswith("TRL") else run_ours)(folder, kind == "packed", args)
+    with tempfile.TemporaryDirectory() as folder:
+        print(f"{make_model(folder) / 1e6:.1f}M parameters, {args.threads} thread(s), {args.steps} steps of "
+              f"{args.batch} trajectories", flush=True)
+        rates, rows = [measure("matmul", folder, args)], {}
+        for way in args.ways:
+            rows[way] = measure(way, folder, args)
+            rates.append(measure("matmul", folder, args))
+            print(f"  {way}: {rows[way]}", flush=True)
+    rate = statistics.median(rates)
+    print(f"\nmatmul {rate / 1e9:.1f} GFLOP a CPU-second ({', '.join(f'{r / 1e9:.1f}' for r in rates)})\n\n"
+          "| | non-padding tokens per CPU-s | trained tokens per CPU-s | of matmul rate | peak MiB | above the "
+          "model |\n|---|---|---|---|---|---|")
+    for way, r in rows.items():
+        if isinstance(r, str):
+            print(f"| {way} | did not run: {r} |")
+            continue
+        print(f"| {way} | {r['tokens'] / r['seconds']:.0f} | {r['trained'] / r['seconds']:.0f} | "
+              f"{r['flops'] / r['seconds'] / rate:.0%} | {r['peak']:.0f} | {r['above']:.0f} |")
+
+
+if __name__ == "__main__":
+    main(parse_args())
