@@ -8,8 +8,8 @@
 The model has 6 layers of width 384 and random weights, fp32, 22M parameters with a vocabulary of 32k. A group
 has G rollouts of R new tokens after a prefix of P. Every figure comes from a process of its own, after a
 warm-up on a short group. An update is forward, backward and AdamW, at a micro-batch of 8 where rollouts are
-padded. CPU-seconds are those of the process with all its threads; memory is its peak beyond what it held before
-(model, optimizer and libraries). TRL's loss gets the same sequences; in the whole step it generates its own.
+padded. CPU-seconds are those of the process with all its threads; memory is its peak beyond what it held
+before (model, optimizer and libraries). TRL's loss gets the same sequences; in the whole step it generates its own.
 """
 import argparse
 import json
@@ -48,8 +48,8 @@ def make_model(vocabulary):
     torch.manual_seed(0)
     return transformers.Qwen2ForCausalLM(transformers.Qwen2Config(
         vocab_size=vocabulary, hidden_size=384, intermediate_size=1024, num_hidden_layers=6,
-        num_attention_heads=6, num_key_value_heads=2, max_position_embeddings=8192, tie_word_embeddings=True, bos_token_id=None,
-        eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id)), tokenizer
+        num_attention_heads=6, num_key_value_heads=2, max_position_embeddings=8192, tie_word_embeddings=True,
+        bos_token_id=None, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id)), tokenizer
 
 
 def make_rollouts(P, R, G, vocabulary):
@@ -69,7 +69,7 @@ def held():
 
 
 def measure(work, small, repeats):
-    """-> CPU-seconds and seconds of the cheapest of the repeats, MiB of the peak beyond what is held before."""
+    """-> CPU-seconds and seconds of the cheapest of the repeats, MiB of the peak beyond what was held."""
     small()
     before, found = held(), []
     with open("/proc/self/clear_refs", "w") as f:
@@ -228,7 +228,8 @@ def main(args):
                 rows.append(row)
                 memory = f"{row['memory']:.0f}" if "memory" in row else ""
                 generation = f"{row['generation']:.1f}" if "generation" in row else ""
-                print(f"| {arm} | {row['cpu']:.1f} | {generation} | {row['seconds']:.1f} | {memory} |", flush=True)
+                print(f"| {arm} | {row['cpu']:.1f} | {generation} | {row['seconds']:.1f} | {memory} |",
+                      flush=True)
 
     if args.only in (None, "updates"):
         for P, R, vocabulary in SHAPES:
