@@ -24,6 +24,7 @@ import math
 import os
 import random
 import shutil
+import sys
 import time
 import zlib
 
@@ -55,11 +56,16 @@ def parse_args(argv=None):
     g.add_argument("--lr", type=float, default=7e-6, help="peak learning rate")
     g.add_argument("--warmup", type=float, default=0.1,
                    help="share of the steps with a rising learning rate; cosine to 0 after")
+    g.add_argument("--pack", action=argparse.BooleanOptionalAction, default=True,
+                   help="rows without padding; otherwise padded sequences")
+    g.add_argument("--row-tokens", type=int, default=4096,
+                   help="tokens per forward pass and rank, for --pack; changes memory, not results")
     add_training_flags(g)
     g.add_argument("--max-tokens", type=int, default=4096, help="longest trajectory")
     g.add_argument("--overlong", choices=["drop", "cut"], default="drop",
                    help="longer ones are counted and dropped, or cut after their last step that fits")
     g.add_argument("--save-every", type=int, default=200, help="steps between saved states")
+    g.add_argument("--wandb", metavar="PROJECT", help="also log to this project of Weights & Biases")
     return p.parse_args(argv)
 
 
@@ -67,12 +73,8 @@ def add_training_flags(g):
     """The flags that sft.py and grpo_short.py share."""
     g.add_argument("--weight-decay", type=float, default=0.1, help="AdamW's weight decay")
     g.add_argument("--clip-grad", type=float, default=1.0, help="largest norm of the gradient")
-    g.add_argument("--pack", action=argparse.BooleanOptionalAction, default=True,
-                   help="rows without padding; otherwise padded sequences")
-    g.add_argument("--row-tokens", type=int, default=4096,
-                   help="tokens per forward pass and rank, for --pack; changes memory, not results")
     g.add_argument("--micro-batch", type=int, default=8,
-                   help="sequences per forward pass and rank, for --no-pack; changes memory, not results")
+                   help="padded sequences per forward pass and rank (--no-pack); changes memory, not results")
     g.add_argument("--dtype", choices=["bf16", "fp32"],
                    default="bf16" if torch.cuda.is_available() else "fp32",
                    help="of the forward pass; weights and optimizer are fp32")
@@ -85,7 +87,6 @@ def add_training_flags(g):
     g.add_argument("--checkpointing", action=argparse.BooleanOptionalAction, default=False,
                    help="recompute activations in the backward pass: less memory, a third more time")
     g.add_argument("--seed", type=int, default=0, help="order of the data, start of the LoRA weights")
-    g.add_argument("--wandb", metavar="PROJECT", help="also log to this project of Weights & Biases")
 
 
 # ---- examples ----
@@ -330,7 +331,11 @@ def main(args):
     if args.show:
         return show(args)
     rank, world, device = start_distributed()
-    log = tqdm.write if rank == 0 else lambda *_: None
+
+    def log(text):
+        if rank == 0:
+            tqdm.write(text)                                               # above the bar
+            sys.stdout.flush()
     if os.path.exists(os.path.join(args.out, "config.json")):
         return log(f"{args.out} is finished already")
     policy, tokenizer = load_policy(args.model, args)

@@ -1,13 +1,13 @@
-"""sft.py against TRL's SFTTrainer: the same model and trajectories, one after another, each in a process of its own.
+"""sft.py against TRL's SFTTrainer: same model, same trajectories, one after another, each in its own process.
 
-  python bench/sft.py                         (pip install trl datasets, for TRL's columns)
+  python bench/sft.py                         (pip install trl datasets, for TRL's rows)
 
-Model: 22M parameters, hidden 384, 6 layers, 32k vocabulary, fp32. Trajectories: lengths of the authors' recorded
-ones (../shared/data/score_release, or $SCORE_DATA), 3.5 characters a token, random tokens. Reported per CPU-second,
-since a shared machine's clock says little: non-padding and trained tokens, the share of the measured matmul rate
+Model: 22M parameters, hidden 384, 6 layers, 32k vocabulary, fp32. Trajectories: lengths of the authors'
+(../shared/data/score_release, or $SCORE_DATA), 3.5 characters a token, random tokens. Per CPU-second, as a
+shared machine's clock says little: non-padding and trained tokens; the share of the measured matmul rate
 that the model's arithmetic makes up (head on trained tokens only, causal attention, no recomputation, for all
-alike), and the peak of resident memory, whole and above that of the process with the model loaded. The
-matmul rate is measured before, between and after; the median counts.
+alike); peak of resident memory, whole and above that of the process with the model loaded. The matmul rate
+is measured before, between and after; the median counts.
 """
 import argparse
 import json
@@ -32,7 +32,7 @@ WAYS = ["TRL padded", "TRL packed", "ours padded", "ours packed"]
 def parse_args():
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("--steps", type=int, default=3, help="measured optimizer steps, after one to warm up")
-    p.add_argument("--batch", type=int, default=8, help="trajectories per step (TRL packed: rows for as many)")
+    p.add_argument("--batch", type=int, default=8, help="trajectories per step (TRL packed: as rows)")
     p.add_argument("--threads", type=int, default=1, help="of torch")
     p.add_argument("--ways", nargs="+", choices=WAYS, default=WAYS)
     p.add_argument("--run", choices=WAYS + ["matmul"], help=argparse.SUPPRESS)
@@ -40,7 +40,7 @@ def parse_args():
 
 
 def trajectories():
-    """[(input_ids, loss_mask)] as long as the authors' trajectories: question, then thought, code, observation …"""
+    """[(input_ids, loss_mask)] as long as the authors': question, plan, then thought, code, observation"""
     folder = Path(os.environ.get("SCORE_DATA", ROOT / "../shared/data/score_release"))
     rng, found = random.Random(0), []
     for path in sorted(folder.glob("*_trajectories.jsonl")):
@@ -73,8 +73,8 @@ def make_model(folder):
     tokenizer = student.make_tokenizer()
     model = transformers.Qwen2ForCausalLM(transformers.Qwen2Config(
         vocab_size=VOCABULARY, hidden_size=384, intermediate_size=1024, num_hidden_layers=6,
-        num_attention_heads=6, num_key_value_heads=6, tie_word_embeddings=True, eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id, bos_token_id=None))
+        num_attention_heads=6, num_key_value_heads=6, tie_word_embeddings=True,
+        eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id, bos_token_id=None))
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return model.num_parameters()
@@ -145,7 +145,7 @@ def run_trl(folder, pack, args):
             return super().training_step(model, inputs, *rest)
 
         def count(self, inputs):
-            """Per sequence: positions that start again mark the packed ones, the attention mask the padded."""
+            """Packed ones begin where positions start again; the attention mask ends padded ones."""
             labels, positions = inputs["labels"], inputs.get("position_ids")
             if positions is not None:
                 starts = (positions[0] == 0).nonzero()[:, 0].tolist() + [labels.shape[1]]
@@ -206,8 +206,8 @@ def main(args):
             print(f"  {way}: {rows[way]}", flush=True)
     rate = statistics.median(rates)
     print(f"\nmatmul {rate / 1e9:.1f} GFLOP a CPU-second ({', '.join(f'{r / 1e9:.1f}' for r in rates)})\n\n"
-          "| | non-padding tokens per CPU-s | trained tokens per CPU-s | of matmul rate | peak MiB | above the "
-          "model |\n|---|---|---|---|---|---|")
+          "| | non-padding tokens per CPU-s | trained tokens per CPU-s | of matmul rate | peak MiB | above "
+          "the model |\n|---|---|---|---|---|---|")
     for way, r in rows.items():
         if isinstance(r, str):
             print(f"| {way} | did not run: {r} |")

@@ -160,6 +160,33 @@ def test_flash_and_flex_layouts_say_the_same_as_the_calls_of_sdpa():
     assert flash.sum() == 10 + (12 + 6) + (8 + 3) + 15 + (4 + 3 + 1)
 
 
+def test_flash_and_flex_attention_are_called_for_what_sdpa_computes(policy, groups, monkeypatch):
+    """Flash-attention's contract restated (causal, aligned to the last key); FlexAttention uncompiled."""
+    from torch.nn.attention.flex_attention import flex_attention
+
+    import assets.attention
+
+    def varlen(q, k, v, cu_q, cu_k, longest_q, longest_k, scale, window_size, enable_gqa):
+        assert window_size == (-1, 0) and longest_q == cu_q.diff().max() and longest_k == cu_k.diff().max()
+        out = []
+        for a, b, c, d in zip(cu_q, cu_q[1:], cu_k, cu_k[1:]):
+            mask = torch.ones(b - a, d - c, dtype=torch.bool).tril(d - c - (b - a))
+            part = [x.transpose(0, 1)[None] for x in (q[a:b], k[c:d], v[c:d])]
+            out.append(torch.nn.functional.scaled_dot_product_attention(
+                *part, mask, scale=scale, enable_gqa=enable_gqa)[0].transpose(0, 1))
+        return torch.cat(out)
+    monkeypatch.setattr("torch.nn.attention.varlen.varlen_attn", varlen)
+    monkeypatch.setattr(assets.attention, "compiled_flex_attention", lambda: flex_attention)
+    plain = tree(groups)
+    for backend in ("flash", "flex"):
+        batch = tree(groups)
+        batch[0]["segments"].backend = backend
+        with torch.no_grad():
+            torch.testing.assert_close(policy(*batch), policy(*plain), atol=1e-5, rtol=1e-5)
+    batch[0]["segments"].backend = "flash"
+    assert_same(results(policy, batch), results(policy, plain))
+
+
 def test_sliding_windows_are_refused_where_they_would_matter(documents):
     window = dict(use_sliding_window=True, sliding_window=64, max_window_layers=0)
     policy = sft.LogProbs(tiny("qwen2", **window))
@@ -282,7 +309,7 @@ def plain_loop(checkpoint, data, tokenizer):
     (None, ["--no-pack", "--micro-batch", 3]), (2, ["--row-tokens", 150]),
     (2, ["--no-pack", "--micro-batch", 8]), (2, ["--row-tokens", 300, "--zero", 3]),
     (None, ["--zero", 2, "--offload"])], ids=str)
-def test_training_equals_a_plain_loop_however_it_is_split(ranks, flags, tmp_path, checkpoint, data, plain_loop):
+def test_any_split_trains_as_a_plain_loop_does(ranks, flags, tmp_path, checkpoint, data, plain_loop):
     script("sft.py", "--model", checkpoint, "--data", data, "--out", tmp_path / "out", *FLAGS, *flags,
            ranks=ranks)
     for ours, plain in zip(curve(tmp_path / "out"), plain_loop, strict=True):
@@ -363,8 +390,8 @@ def test_ten_steps_equal_those_of_trl(tmp_path, checkpoint, data, tokenizer):
            "--batch", 4, "--steps", 10, "--lr", "3e-3", "--weight-decay", 0)
     marked = copy.deepcopy(tokenizer)
     marked.chat_template = (
-        "{% for m in messages %}<|{{ m.role }}|>{% if m.role == 'assistant' %}{% generation %}{{ m.content }}<|end|>"
-        "{% endgeneration %}{% else %}{{ m.content }}<|end|>{% endif %}{% endfor %}"
+        "{% for m in messages %}<|{{ m.role }}|>{% if m.role == 'assistant' %}{% generation %}{{ m.content }}"
+        "<|end|>{% endgeneration %}{% else %}{{ m.content }}<|end|>{% endif %}{% endfor %}"
         "{% if add_generation_prompt %}<|assistant|>{% endif %}")
     records = [json.loads(line)["messages"] for line in open(data)]
     by_ids = {tuple(sft.encode(tokenizer, m, 4096)[0]): m for m in records}
