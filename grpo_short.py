@@ -48,7 +48,7 @@ from judge import (BadReply, Help, InputError, Teacher, add_teacher_flags, appen
                    key_step_reward, read_jsonl, read_tasks, render, same_step_cheap, save_args)
 from mps import step_at
 from sft import (add_training_flags, deepspeed_engine, full_weights, load_policy, load_state, open_metrics,
-                 optimizer_step, permutation, save_model, save_state, start_distributed,
+                 optimizer_step, permutation, save_model, save_state, start_distributed, start_wandb,
                  sum_over_ranks)
 
 
@@ -91,10 +91,6 @@ def parse_args(argv=None):
     g.add_argument("--vllm-memory", type=float, default=0.5,
                    help="share of the GPU for vLLM while it generates; while the trainer works it has none")
     add_training_flags(g)
-    g.add_argument("--pack", action=argparse.BooleanOptionalAction, default=True,
-                   help="train on rows [prefix, r_1 ... r_G]; otherwise on --micro-batch padded rollouts a pass")
-    g.add_argument("--row-tokens", type=int, default=16384,
-                   help="tokens of such a row; changes memory, not results")
     g.add_argument("--save-every", type=int, default=20, help="steps between saved states")
     g.add_argument("--show-every", type=int, default=10,
                    help="steps between groups put in rollouts.jsonl and, as text, in OUT/rollouts/")
@@ -368,6 +364,7 @@ def main(args):
         sync()
     metrics = open_metrics(args.out, done) if rank == 0 else None
     shown = open_metrics(args.out, done, "rollouts.jsonl") if rank == 0 else None
+    publish = start_wandb(args) if rank == 0 and args.wandb else lambda row: None
     log(f"{len(starts)} starts; {steps} steps of {args.prompts} starts x {args.group} rollouts, "
         f"{args.prompts // args.mini_batch} updates each; from step {done}")
     pool = ThreadPoolExecutor(args.concurrency)
@@ -418,6 +415,7 @@ def main(args):
             row["eval_accuracy"] = keep_best(evaluate(generator, eval_tasks, search, args))
         if rank == 0:
             append_jsonl(metrics, row)
+            publish(row)
             if (step + 1) % args.show_every == 0 or step == 0:
                 show(shown, os.path.join(args.out, "rollouts"), step + 1, groups[0] if groups else [])
             print(f"step {step + 1}/{steps}  reward {row['reward']:.3f}  right {row['reward_correct']:.3f}  "

@@ -1,5 +1,6 @@
 """GRPO: packed groups against the plain path, the loss against other trainers, a toy that learns."""
 import random
+from concurrent.futures import ThreadPoolExecutor
 from unittest import mock
 
 import numpy as np
@@ -9,6 +10,7 @@ from test_sft import FAMILIES, tiny
 
 import env
 import grpo_short
+import judge
 import sft
 from assets.groups import Rollout, pack, pad, share_prefixes
 
@@ -16,7 +18,7 @@ ARGS = "--model m --data d --out o --teacher-url u".split()
 
 
 def group(prompt, lengths, seed=0, vocabulary=61):
-    """Rollouts with observations inside (loss_mask 0), some cut in the middle of a turn; all have an advantage."""
+    """Rollouts with observations inside (loss_mask 0), some cut in mid-turn, all with an advantage."""
     rng, found = random.Random(seed), []
     prefix = [rng.randrange(vocabulary) for _ in range(prompt)]
     for n in lengths:
@@ -193,3 +195,79 @@ def test_a_bandit_learns():
         optimizer.step()
         means.append(rewards.mean().item())
     assert 0.3 < means[0] < 0.7 and sum(means[-5:]) / 5 > 0.9
+
+
+# ---- rollouts ----
+
+def test_luck_does_not_depend_on_ranks_or_batches(checkpoint):
+    """Every other start on its own, in smaller batches, draws what it drew among all of them."""
+    model, tokenizer = env.load_model(checkpoint, torch.float32)
+    starts = [dict(id=str(i), question="Cy has 6 pears." + " ?" * i, answer="6") for i in range(4)]
+
+    def play(starts, batch, **share):
+        episodes = env.make_episodes(starts, 3, 2, 20, **share)
+        env.TorchEngine(model, tokenizer, batch).play(episodes, seed=5)
+        return [e.ids for e in episodes]
+    together = play(starts, 128)
+    assert len({str(ids) for ids in together}) == 12                       # every copy has its own luck
+    halves = [play(starts[rank::2], 2, share=(rank, 2)) for rank in range(2)]
+    assert halves[0] == together[0:3] + together[6:9] and halves[1] == together[3:6] + together[9:12]
+
+
+class Judge:
+    """Finds an answer right, wrong, or cannot say."""
+
+    def count(self, *_):
+        pass
+
+    def same_answer(self, question, prediction, answers):
+        if prediction == "unclear":
+            raise judge.BadReply("no verdict")
+        return prediction == "yes"
+
+
+def finished(stop, prediction=None, lost=False, n=5):
+    e = env.Episode(dict(id="a", question="q", answer="right", key=None), mock.Mock(lost=lost))
+    e.stop, e.prediction, e.prompt = stop, prediction, 2
+    e.ids, e.loss_mask, e.logps = [1] * (2 + n), [0, 0] + [1] * n, [0.0] * 2 + [-1.0] * n
+    return e
+
+
+def test_what_failed_is_dropped_and_counted():
+    """A failed search, a dead interpreter, an unusable verdict: no reward of 0, not the end of a run."""
+    groups = [[finished("answer", "yes"), finished("failed"), finished("max_steps"),
+               finished("answer", "yes", lost=True), finished("answer", "unclear")],
+              [finished("failed"), finished("failed")],
+              [finished("max_tokens"), finished("answer", "no", n=9)]]
+    with ThreadPoolExecutor(4) as pool:
+        trained, log = grpo_short.score(groups, Judge(), grpo_short.parse_args(ARGS), pool)
+    assert [[round(r.advantage, 3) for r in group] for group in trained] == [[0.707, -0.707], [], [0, 0]]
+    assert log == dict(rollouts=9, reward=1.0, correct=1, chosen=0, rejected=0, zero_variance=2, dropped=5,
+                       truncated=1, response_tokens=49, groups=3)
+    assert [e.record.get("reward") for e in groups[0]] == [1.0, None, 0.0, None, None]
+
+
+def test_a_prefix_whose_search_fails_is_skipped_with_its_reason():
+    def broken(query):
+        raise env.SearchFailed("quota")
+    messages = [{"role": "user", "content": "q"},
+                {"role": "assistant", "content": "<code>print(web_search('a'))</code>"},
+                {"role": "user", "content": "Observation: b"}]
+    skipped = []
+    episodes = env.make_episodes([dict(id="a", question="q", answer="b", messages=messages),
+                                  dict(id="b", question="q", answer="b")], 2, search=broken, skipped=skipped)
+    assert [e.task["id"] for e in episodes] == ["b", "b"] and [str(why) for _, why in skipped] == ["quota"]
+    with pytest.raises(env.SearchFailed):
+        env.make_episodes([dict(id="a", question="q", answer="b", messages=messages)], search=broken)
+
+
+def test_rollouts_are_shown_as_text(tmp_path):
+    e = finished("answer", "yes")
+    e.messages.append({"role": "assistant", "content": "<thought>a</thought><code>1</code>"})
+    e.record = {**e.trajectory(), "reward": 1.0, "reward_correct": True, "reward_chosen": False}
+    with open(tmp_path / "rollouts.jsonl", "w") as f:
+        grpo_short.show(f, tmp_path / "rollouts", 7, [e, e])
+    text = (tmp_path / "rollouts" / "step-7.txt").read_text()
+    assert text.count("reward 1.0 (correct), stop answer, prediction yes, answer right") == 2
+    assert text.count("<thought>a</thought>") == 2
+    assert (tmp_path / "rollouts.jsonl").read_text().count("\n") == 2

@@ -311,7 +311,8 @@ def test_grpo_resumes_to_the_exact_step(grpo_run, tmp_path, teacher_url):
 @pytest.mark.parametrize("flags", [("--zero", 0), ("--zero", 2), ("--zero", 3, "--no-pack")], ids=str)
 def test_grpo_on_two_ranks_makes_the_updates_of_one(flags, grpo_run, tmp_path, teacher_url):
     folder, student, rows = grpo_run
-    script("grpo_short.py", *grpo_flags(student, folder / "rl.jsonl", tmp_path / "out", teacher_url, *flags), ranks=2)
+    script("grpo_short.py", *grpo_flags(student, folder / "rl.jsonl", tmp_path / "out", teacher_url, *flags),
+           ranks=2)
     found = lines(tmp_path / "out" / "metrics.jsonl")
     assert [found[0][k] for k in KEYS] == pytest.approx([rows[0][k] for k in KEYS], abs=1e-4)
     assert found[0]["updates"] == 2 and found[0]["grad_norm"] > 1e-2

@@ -1,0 +1,65 @@
+"""GRPO with vLLM in the trainer's process (CPU build): the same updates on any number of ranks and ZeRO stage."""
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+import transformers
+
+pytest.importorskip("vllm", reason="vllm is not installed: bash tests/run_vllm.sh")
+import test_stages  # noqa: E402
+
+HERE = os.path.dirname(os.path.abspath(__file__))
+KEYS = [*test_stages.KEYS, "reward_chosen", "truncated"]
+
+
+def qwen2(tokenizer):
+    return transformers.Qwen2ForCausalLM(transformers.Qwen2Config(
+        vocab_size=(len(tokenizer) + 15) // 16 * 16, hidden_size=64, intermediate_size=96, num_hidden_layers=2,
+        num_attention_heads=2, num_key_value_heads=1, max_position_embeddings=2048, tie_word_embeddings=True,
+        bos_token_id=None, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id))
+
+
+@pytest.fixture(scope="module")
+def records(tmp_path_factory):
+    return test_stages.write(tmp_path_factory.mktemp("rl") / "rl.jsonl", test_stages.grpo_records())
+
+
+def train(model, tokenizer, records, folder):
+    """A student (head size 32: vLLM's CPU attention knows no smaller one) that at times gets a step right."""
+    model.save_pretrained(folder / "init")
+    tokenizer.save_pretrained(folder / "init")
+    solved = [{**r, "messages": r["messages"] + [{"role": "assistant", "content": r["chosen"]["content"]}]}
+              for r in test_stages.lines(records)]
+    data = test_stages.write(folder / "sft.jsonl", solved)
+    test_stages.script("sft.py", *test_stages.sft_flags(folder / "init", data, folder / "sft", "--steps", 60,
+                                                        "--lr", "3e-3"))
+    return str(folder / "sft")
+
+
+def drive(ranks, zero, student, records, out, teacher_url):
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(ranks),
+               os.path.join(HERE, "driver.py"), zero, student, str(records), str(out), teacher_url]
+    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-6000:]
+    assert done.stdout.count("the forgotten head was noticed") == ranks
+    assert "engine and trainer disagree" in done.stdout
+    return {z: test_stages.lines(f"{out}-{z}/metrics.jsonl") for z in zero.split(",")}
+
+
+def test_ranks_and_zero_stages_make_the_same_first_update(tokenizer, records, tmp_path, teacher_url):
+    import student
+    path = train(student.make_model(tokenizer, width=64), tokenizer, records, tmp_path)
+    one = drive(1, "0", path, records, tmp_path / "one", teacher_url)["0"]
+    assert one[0]["updates"] and one[0]["grad_norm"] > 1e-2 and one[0]["zero_variance"] < 1
+    for zero, rows in drive(2, "0,2,3", path, records, tmp_path / "two", teacher_url).items():
+        assert [rows[0][k] for k in KEYS] == pytest.approx([one[0][k] for k in KEYS], abs=1e-4), zero
+        assert all(r["logp_gap"] < 1e-4 and r["sync_gap"] < 1e-4 for r in rows), zero
+
+
+def test_qwen2_with_tied_embeddings_and_biases(tokenizer, records, tmp_path, teacher_url):
+    torch.manual_seed(0)
+    path = train(qwen2(tokenizer), tokenizer, records, tmp_path)
+    rows = drive(1, "0", path, records, tmp_path / "one", teacher_url)["0"]
+    assert sum(r["updates"] for r in rows) and all(max(r["logp_gap"], r["sync_gap"]) < 1e-4 for r in rows)
