@@ -349,7 +349,7 @@ def test_crashes(py, name):
     py.run("keep = 1")
     before = len(children(os.getpid()))
     seen = py.run(CRASHES[name])
-    assert name == "breaks json" or name == "no recursion allowed" or seen.error, seen
+    assert seen.error or name in ("breaks builtins", "breaks json", "no recursion allowed"), seen
     py.run("1")                                            # may find it dead; then it is started again
     assert py.run("keep").text == "1"
     assert eventually(lambda: len(children(os.getpid())) <= before + 1)  # one waits to be needed
@@ -597,6 +597,7 @@ def test_a_forked_trainer_may_go_on_with_an_interpreter():
     py.run("xs = [0]")
     read, write = os.pipe()
     if not os.fork():
+        sandbox.PRELOAD = False                            # starts faster
         os.write(write, py.run("xs.append(1); xs").text.encode())
         sandbox.ZYGOTE.stop()
         os._exit(0)
@@ -618,9 +619,10 @@ SURROUNDINGS = """
 import sys, os, resource, signal; sys.path.insert(0, sys.argv[1])
 {before}
 from assets import sandbox
+sandbox.set_sandbox("auto", preload=False)
 file = open(sys.argv[2], "w")
 crowd = [sandbox.Interpreter(seconds=20) for _ in range({number})]
-code = "import sympy; open('f', 'w').write('1'); print(sympy.sqrt(8), open('f').read())"
+code = "import zoneinfo, lzma; open('f', 'w').write('1'); print(open('f').read(), lzma.__name__)"
 seen = [py.run(code).text for py in crowd]
 file.write("\\n".join(seen))
 """
@@ -637,7 +639,7 @@ def test_awkward_surroundings(tmp_path, before, number):
     code = SURROUNDINGS.format(before=before, number=number)
     subprocess.run([sys.executable, "-c", code, str(ROOT), str(out)], timeout=60, cwd="/")
     seen = out.read_text().split("\n")
-    assert seen[0] == "2*sqrt(2) 1" and len(seen) == number
+    assert seen[0] == "1 lzma" and len(seen) == number
     assert seen[-1] == seen[0] or number == 30 and "could not start ([Errno 24] Too many open files)" in seen[-1]
 
 
