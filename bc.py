@@ -91,14 +91,12 @@ def main(args):
                 append_jsonl(*((good, trajectory) if trajectory else
                                (bad, {"id": jobs[job]["id"], "faults": faults})))
                 kept += trajectory is not None
-                bar.set_postfix(kept=kept, tokens=teacher.counts["completion_tokens"], refresh=False)
                 bar.update(1)
+                bar.set_postfix(kept=kept, teacher_tokens_a_task=teacher.counts["completion_tokens"] // bar.n,
+                                refresh=False)
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
-    print(f"{args.out}: {kept} new trajectories from {len(todo)} tasks; "
-          f"the teacher was asked {teacher.counts['calls']} times, "
-          f"{teacher.counts['prompt_tokens']:,} prompt and "
-          f"{teacher.counts['completion_tokens']:,} written tokens")
+    print(f"{args.out}: {kept} new trajectories from {len(todo)} tasks\n{teacher.summary()}")
 
 
 if __name__ == "__main__":

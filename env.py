@@ -11,6 +11,7 @@ import os
 import re
 import zlib
 from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
+from datetime import timedelta
 
 from assets.engines import URLEngine, VLLMEngine
 from assets.sandbox import Interpreter, Observation, set_sandbox  # noqa: F401
@@ -393,3 +394,20 @@ def add_sampling_flags(parser, temperature=0.6, top_p=0.95, top_k=20):
 def sampling_from_args(args, salt=0):
     seed = args.sampling_seed * 1_000_003 + salt
     return dict(temperature=args.temperature, top_p=args.top_p, top_k=args.top_k, seed=seed)
+
+
+# ---- ranks of mps.py and eval.py: each plays its share of the tasks, rank 0 merges ----
+
+@functools.cache
+def all_ranks():
+    """The process group of the ranks that torchrun started. They find one another within minutes or give up, and
+    wait for one another for days."""
+    import torch.distributed
+    torch.distributed.init_process_group("gloo", timeout=timedelta(minutes=5))
+    return torch.distributed.new_group(timeout=timedelta(days=7))
+
+
+def wait_for_ranks(world):
+    if world > 1:
+        import torch.distributed
+        torch.distributed.barrier(all_ranks())

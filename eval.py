@@ -30,7 +30,6 @@ import statistics
 import string
 from collections import Counter, defaultdict
 from concurrent.futures import ThreadPoolExecutor
-from datetime import timedelta
 from pathlib import Path
 
 import env
@@ -263,10 +262,8 @@ def run(args, engine=None):
     wanted = {(t["group"], t["id"], r): t | dict(run=r) for r in range(args.runs) for t in tasks}
     if world > 1:
         import torch
-        torch.distributed.init_process_group("gloo", timeout=timedelta(days=7))
         if torch.cuda.is_available():
             torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-    barrier = torch.distributed.barrier if world > 1 else lambda: None
 
     # ---- rollout ----
     if rank == 0:
@@ -280,15 +277,15 @@ def run(args, engine=None):
                                        "delete it or give another --out")
         judge.save_args(args, path)
         merge(args.out)
-    barrier()
+    env.wait_for_ranks(world)
     done = {key for key, p in merge(args.out).items() if why_zero(p) != "failed"}
-    barrier()                                            # nobody writes before everybody has read
+    env.wait_for_ranks(world)                                # nobody writes before everybody has read
     todo = [(number, task) for number, (key, task) in enumerate(wanted.items()) if key not in done]
     if rank == 0:
         print(f"{len(wanted)} rollouts, {len(wanted) - len(todo)} of them already there", flush=True)
     if mine := todo[rank::world]:
         play(args, mine, rank, engine)
-    barrier()
+    env.wait_for_ranks(world)
 
     # ---- results ----
     if rank == 0:

@@ -29,8 +29,8 @@ from concurrent.futures import ThreadPoolExecutor
 import requests
 
 from assets.rules import (UNREADABLE, InputError, Verdict, as_list, check_by_rule, exact_match, f1,  # noqa: F401
-                          leaked, math_equal, observed, parse_code, parse_correction, parse_equivalent, parse_plan,
-                          parse_step, parse_verdict, same_step_cheap, step_count, word_ngrams)
+                          leaked, math_equal, parse_code, parse_correction, parse_equivalent, parse_plan, parse_step,
+                          parse_verdict, render, render_step, same_step_cheap, step_count, word_ngrams)
 from assets.search import SearchFailed
 
 ASSETS = os.path.join(os.path.dirname(os.path.abspath(__file__)), "assets")
@@ -126,17 +126,6 @@ def chat_completion(url, body, *, headers=None, timeout=600, retries=12, backoff
             fault = f"no usable reply ({type(error).__name__})"
         time.sleep(wait if attempt < retries else 0)
     raise TeacherDown(f"{url} gave no completion of {body['model']!r} in {retries + 1} tries: {fault}")
-
-
-def render(messages):
-    """The steps of a trajectory as a prompt shows them: `## Step k`, the content, the observation."""
-    steps = [f"## Step {step_count(messages[:i])}\n" * (m["role"] == "assistant") + m["content"].strip()
-             for i, m in enumerate(messages) if i]
-    return "\n".join(steps) or "(no step yet)"
-
-
-def render_step(step):
-    return f"{step['content'].strip()}\nObservation: {observed(step)}"
 
 
 class Teacher:

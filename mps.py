@@ -9,6 +9,11 @@ prefix h_k before it stays, the interpreter is rewound to it, the teacher writes
 the student goes on from there: at most 5 corrections a task (paper, section 3.2). Solved in the end, the
 trajectory and the pairs (h_k, chosen > rejected) are training data; not solved, the task is `hard`.
 
+--verify-first-error N tests the step that the teacher names before it is corrected: the student is resumed
+N times from the prefix before a step, at up to 3 steps chosen by bisection, and the teacher's word is weighed
+together with where the student's success collapses (`belief`). Worth it for a student that mostly succeeds
+from a sound prefix; one that seldom does says little (bench/first_error.py measures both).
+
 Differences from the paper: a run without an answer after --max-steps is corrected like any error (the release
 drops it); the data is split between SFT and RL by a hash of the task's id (the release: by order of
 completion).
@@ -28,10 +33,9 @@ import os
 import threading
 from collections import Counter, deque
 from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
-from datetime import timedelta
 
 from env import (Episode, Interpreter, add_env_flags, add_sampling_flags, load_engine, sampling_from_args,
-                 search_from_args, step_of)
+                 search_from_args, step_of, wait_for_ranks)
 from judge import (BadReply, Help, Teacher, add_teacher_flags, append_jsonl, cli, correct_answer, read_tasks,
                    resume_jsonl, save_args)
 
@@ -46,7 +50,8 @@ def parse_args(argv=None):
     g.add_argument("--corrections", type=int, default=5,
                    help="teacher's corrections per task; a task that needs more is hard")
     g.add_argument("--verify-first-error", type=int, default=0, metavar="N",
-                   help="resume the student N times from each of up to 3 prefixes to test the teacher's step; 0: off")
+                   help="resume the student N times from up to 3 prefixes to test the step that the teacher "
+                        "names; 0: its word is taken")
     g.add_argument("--teacher-accuracy", type=float, default=0.6,
                    help="share of first errors that the teacher names right (judge.py audit); for that test")
     g.add_argument("--batch", type=int, default=128, help="tasks that the student plays at once, per rank")
@@ -87,7 +92,8 @@ class Mentored:
 
     def student_plays(self, episodes):
         yield episodes
-        self.student.update(calls=sum(e.calls for e in episodes), tokens=sum(sum(e.loss_mask) for e in episodes))
+        self.student.update(calls=sum(e.calls for e in episodes),
+                            tokens=sum(sum(e.loss_mask) for e in episodes))
 
     def review(self):
         """After an episode: settle the outcome, or correct its first wrong step and leave a new episode."""
@@ -122,8 +128,8 @@ class Mentored:
         return resumed
 
     def first_error(self, named, accuracy):
-        """Tests the step that the teacher names: the student is resumed --verify-first-error times from the
-        prefix before a step, and where its success collapses, the error lies (see `belief`)."""
+        """Tests the step that the teacher names, who is right at that rate: the student is resumed from the
+        prefix before a step, and where its success collapses, the error lies (`belief`). Yields episodes."""
         steps, tries, probes = step_of(self.episode.messages), Counter(), []
         opinion = belief(steps, probes, named, accuracy)
         for _ in range(math.ceil(math.log2(self.args.max_steps))):
@@ -133,11 +139,13 @@ class Mentored:
             trials = [self.resume(cut, copy=tries[cut] + 1 + i) for i in range(self.args.verify_first_error)]
             tries[cut] += len(trials)
             yield from self.student_plays(trials)
-            probes.append((cut, sum(map(self.right, trials)), len(trials)))
+            ended = [e for e in trials if e.stop != "failed"]         # a search that failed says nothing
+            probes.append((cut, sum(map(self.right, ended)), len(ended)))
             opinion = belief(steps, probes, named, accuracy)
         alone = belief(steps, probes)
         searched, step = (max(range(steps), key=found.__getitem__) for found in (alone, opinion))
-        return {"teacher": named, "search": searched, "agree": named == searched, "step": step, "probes": probes}
+        return {"teacher": named, "search": searched, "agree": named == searched, "step": step,
+                "probes": probes}
 
     def correct(self, k, verdict, found):
         """Rewind to the prefix before step k, let the teacher write that one step, and run it."""
@@ -151,7 +159,8 @@ class Mentored:
         resumed.calls = 0                                 # that turn was the teacher's
         self.corrections.append(dict(step=k, prefix=prefix,
                                      chosen=step_at(resumed.messages, k, resumed.prediction),
-                                     rejected=rejected, analysis=why[0], **({"found": found} if found else {})))
+                                     rejected=rejected, analysis=why[0],
+                                     **({"first_error": found} if found else {})))
         self.episode = resumed
 
     def record(self):
@@ -177,19 +186,20 @@ def step_at(messages, k, prediction=None):
 # ---- the first error ----
 
 SURE = 0.95                              # of the first wrong step: the search ends
-RATES = [0.1, 0.3, 0.5, 0.7, 0.9]        # how often a student may succeed from a sound prefix …
-RECOVERY = 0.05                          # … and from one that holds an error
+RATES = [0.01, 0.1, 0.5, 0.9]            # how often this student may succeed here from a sound prefix …
+RECOVERY = 0.01                          # … and from one that holds an error
 
 
 def belief(steps, probes, named=None, accuracy=0.6):
-    """The probability of each step to be the first wrong one, by what the teacher named (None: all alike) and by
-    the probes (cut, wins, tries): so many wins from the prefix before step `cut`.
+    """The probability of each step to be the first wrong one, by what the teacher named (None: all alike)
+    and by the probes (cut, wins, tries): so many wins of the student from the prefix before step `cut`.
 
-    4 steps, the teacher names 1 and is right 6 times in 10, nobody wins from before step 1:
-    [0.13 0.6 0.13 0.13] -> step 0
+    4 steps, 4 of 4 wins from before step 2, 0 of 4 from before step 3: [0 0 1 0]
+    Nobody wins anywhere: that says little, as this student may fail from a sound prefix, too.
     """
     prior = [1 / steps if named is None else accuracy if k == named else (1 - accuracy) / max(1, steps - 1)
              for k in range(steps)]
+
     def likelihood(k, rate):             # a prefix is sound while the first wrong step k does not stand in it
         chances = [(rate if cut <= k else RECOVERY, wins, tries) for cut, wins, tries in probes]
         return math.prod(p ** wins * (1 - p) ** (tries - wins) for p, wins, tries in chances)
@@ -256,10 +266,10 @@ def write_jsonl(path, records):
 # ---- main ----
 
 def play(tasks, engine, teacher, search, args, done):
-    """Every task to its outcome: the student plays a batch of what is ready while the teacher, in threads, works
-    on the other tasks. done(mentored) is called, in one of the threads, as each is settled."""
+    """Every task to its outcome: the student plays a batch of what is ready while the teacher, in threads,
+    works on the other tasks. done(mentored) is called, in one of the threads, as each is settled."""
     tasks, ready, reviews = deque(tasks), deque(), set()
-    most = 2 * args.batch + args.concurrency      # one batch plays, one waits, the others are with the teacher
+    most = 2 * args.batch + args.concurrency    # one batch plays, one waits, the others are with the teacher
     sampling = sampling_from_args(args)
 
     def review(mentored, run):
@@ -330,14 +340,6 @@ def main(args):
             os.remove(path)
         save_args(args, os.path.join(args.out, "args.json"))
         report(records, sft, rl, teacher)
-
-
-def wait_for_ranks(world):
-    if world > 1:
-        import torch.distributed
-        if not torch.distributed.is_initialized():
-            torch.distributed.init_process_group("gloo", timeout=timedelta(days=7))
-        torch.distributed.barrier()
 
 
 def report(records, sft, rl, teacher):

@@ -23,8 +23,8 @@ def turn(step, first):
 
 
 def record_of(given):
-    """A released trajectory -> a record. The files of behaviour cloning have the first thought in a field of its
-    own, those of mentored problem-solving as a first step without code."""
+    """A released trajectory -> a record. The files of behaviour cloning have the first thought in a field of
+    its own, those of mentored problem-solving as a first step without code."""
     task, steps = given["original_task_info"], given["steps"]
     if "first_thought" in given:
         steps = [{"thought": given["first_thought"], "code": "", "observation": "None"}, *steps]
@@ -35,17 +35,17 @@ def record_of(given):
     evaluation, corrections = given["evaluation_result"], []
     evaluation = json.loads(evaluation) if isinstance(evaluation, str) else evaluation
     for repair in given.get("repair_steps", []):
-        k, chosen, rejected = repair["mistake_step_index"], repair["teacher_guided_step"], repair["student_mistake"]
+        k, chosen = repair["mistake_step_index"], repair["teacher_guided_step"]
         if k < len(steps) and all(steps[k][part] == chosen[part] for part in ("thought", "code")):
             corrections.append({"step": k, "analysis": repair["correction_suggestion"], **{
                 name: {"content": turn(step, k == 0), "observation": step["observation"]}
-                for name, step in (("chosen", chosen), ("rejected", rejected[0]))}})
+                for name, step in (("chosen", chosen), ("rejected", repair["student_mistake"][0]))}})
     return {"id": task["id"], "question": task["question"], "answer": task["true_answer"],
             "messages": messages[:-1] if finished else messages,
             "prediction": steps[-1]["observation"] if finished else None,
             "correct": evaluation.get("is_correct", evaluation.get("equivalent")),
             "stop": "answer" if finished else "max_steps", "corrections": corrections,
-            "release": {name: value for name, value in given.items() if name not in ("steps", "first_thought")}}
+            "release": {k: v for k, v in given.items() if k not in ("steps", "first_thought")}}
 
 
 def main(args):
@@ -54,7 +54,8 @@ def main(args):
             try:
                 append_jsonl(sys.stdout, record_of(given))
             except (LookupError, TypeError, ValueError) as error:
-                raise InputError(f"{path}, line {n}: not a released trajectory ({type(error).__name__}: {error})") from None
+                fault = f"not a released trajectory ({type(error).__name__}: {error})"
+                raise InputError(f"{path}, line {n}: {fault}") from None
 
 
 if __name__ == "__main__":

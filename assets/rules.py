@@ -69,7 +69,7 @@ PARSING = threading.Lock()
 
 
 def parse_code(text, mode="exec"):
-    """`ast.parse` by one thread at a time: in CPython 3.11 several at once can fail (gh-106905)."""
+    """`ast.parse`, one thread at a time: in CPython 3.11 several at once can raise SystemError (gh-106905)."""
     with PARSING:
         return ast.parse(text, mode=mode)
 
@@ -204,12 +204,12 @@ def same_formula(sides):
 
 
 def word_ngrams(text, n):
-    """-> the words of a text, normalised, and the set of its n-grams; a Chinese or Japanese sign is a word."""
+    """-> the words of a text, normalised, and the set of its n-grams; a Chinese sign is a word."""
     words = re.findall(r"[\u3040-\u9fff]|[^\W\u3040-\u9fff]+", text.lower())
     return " ".join(words), {tuple(words[i:i + n]) for i in range(len(words) - n + 1)}
 
 
-# ---- replies ----
+# ---- steps and replies ----
 
 Verdict = namedtuple("Verdict", "correct first_wrong_step analysis suggestion")
 LABEL = re.compile(r"\A\s*(?:\W{0,3}(?:(?:first|corrected)[ _])?(?:thought|plan|step(?: \d+)?|action|code)"
@@ -230,6 +230,17 @@ def code_of(content):
 
 def observed(step):
     return (step["observation"] or "").strip().removeprefix("Observation:").strip()
+
+
+def render(messages):
+    """The steps of a trajectory as a prompt shows them: `## Step k`, the content, the observation."""
+    steps = [f"## Step {step_count(messages[:i])}\n" * (m["role"] == "assistant") + m["content"].strip()
+             for i, m in enumerate(messages) if i]
+    return "\n".join(steps) or "(no step yet)"
+
+
+def render_step(step):
+    return f"{step['content'].strip()}\nObservation: {observed(step)}"
 
 
 def same_step_cheap(a, b):

@@ -1,14 +1,18 @@
 """How often the first wrong step of a failed run is named exactly, in the toy world, where it is known.
 
-    python bench/first_error.py --run runs/demo      # a folder that bash demo/run.sh has made; about five minutes
+    python bench/first_error.py --run runs/demo      # a folder that demo/run.sh has made; about ten minutes
 
-The demo's student plays tasks, and its failed runs are kept. Which step is wrong is known: the demo's teacher reads
-it off the question. Then, on the same runs, it is named by
+A student of the demo plays tasks, and its failed runs are kept. Which step is wrong is known: the demo's
+teacher reads it off the question. Then, on the same runs, it is named by
 (a) a noisy teacher, who errs at --error-rate, and then names any other step;
 (b) the search: the student is resumed --tries times from the prefix before a step, at up to 3 steps (what
     `mps.py --verify-first-error` does), and no teacher is heard;
 (c) both together, as mps.py has it: the search begins with the belief that the teacher is right at his rate.
-Runs in which no step is false (the student only stopped early or went on to the limit) are left out and counted.
+
+Two kinds of failed runs. Slips: the trained student (rl), sampled at temperature 1.5, errs by accident, and
+would mostly succeed from a sound prefix. Habits: the cloned student (bc) at the temperature of mps.py errs
+where it cannot do better, seldom succeeds from anywhere, and so says little about where the error lies.
+Runs without a false step (the student only stopped early or idled to the limit) are counted and left out.
 """
 import argparse
 import math
@@ -18,7 +22,7 @@ import random
 import sys
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
-sys.path[:0] = [str(ROOT), str(ROOT / "demo")]             # before this folder, whose env.py and mps.py are benches
+sys.path[:0] = [str(ROOT), str(ROOT / "demo")]   # before this folder, whose env.py and mps.py are benches
 import teacher as demo_teacher  # noqa: E402
 
 import env  # noqa: E402
@@ -26,14 +30,16 @@ import judge  # noqa: E402
 import mps  # noqa: E402
 
 
-def failed_runs(tasks, engine, args, options, search):
-    """-> [(Mentored after its first episode, the true first wrong step)], and how many runs have no false step."""
+def failed_runs(tasks, engine, playing, args, options, search):
+    """-> [(Mentored after its first episode, the true first wrong step)], runs without a false step."""
     found, unclear = [], 0
     for at in range(0, len(tasks), options.batch):
-        episodes = env.make_episodes(tasks[at:at + options.batch], 1, options.max_steps, options.max_tokens, search)
-        engine.play(episodes, **env.sampling_from_args(options))
+        limits = options.max_steps, options.max_tokens
+        episodes = env.make_episodes(tasks[at:at + options.batch], 1, *limits, search)
+        engine.play(episodes, **{**env.sampling_from_args(options), **playing})
         for task, e in zip(tasks[at:], episodes):
-            mentored, steps = mps.Mentored(task, e, None, options), demo_teacher.read_steps(judge.render(e.messages))
+            mentored = mps.Mentored(task, e, None, options)
+            steps = demo_teacher.read_steps(judge.render(e.messages))
             if mentored.right(e):
                 continue
             guide = demo_teacher.Task(task["question"])
@@ -69,41 +75,47 @@ def share(hits):
     return f"{100 * p:.1f} ± {100 * math.sqrt(p * (1 - p) / len(hits)):.1f}"
 
 
-def main():
-    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    p.add_argument("--run", required=True, help="folder of a demo run, as runs/demo")
-    p.add_argument("--student", default="bc", help="checkpoint in it that plays: bc, sft or rl (default bc)")
-    p.add_argument("-n", type=int, default=200, help="failed runs (default 200)")
-    p.add_argument("--tries", type=int, default=4, help="resumptions from a prefix (default 4)")
-    p.add_argument("--error-rate", type=float, default=0.4, help="of the noisy teacher (default 0.4)")
-    p.add_argument("--seed", type=int, default=0, help="of the teacher's errors (default 0)")
-    p.add_argument("--out", help="JSON-lines file for what was found in each run")
-    args = p.parse_args()
-    server, url = demo_teacher.serve(demo_teacher.parse_args(["--port", "0"]))              # for its web search
-    options = mps.parse_args(["--tasks", "-", "--student", "-", "--out", "-", "--teacher-url", url, "--search",
-                              f"http:{url}/search", "--no-preload", "--max-tokens", "240",
-                              "--verify-first-error", str(args.tries)])
-    search, dice = env.search_from_args(options), random.Random(args.seed)
-    engine = env.load_engine("torch", os.path.join(args.run, "ckpt", args.student))
+def compare(student, temperature, args, options, search):
+    """Prints the table of one student."""
+    engine = env.load_engine("torch", os.path.join(args.run, "ckpt", student))
     tasks = judge.read_tasks(os.path.join(args.run, "tasks/mps.jsonl"))
-    runs, unclear = failed_runs(tasks, engine, args, options, search)
-    named, truth = [], [true for _, true in runs]
+    playing = dict(temperature=temperature) | (dict(top_p=1, top_k=0) if temperature > 1 else {})
+    runs, unclear = failed_runs(tasks, engine, playing, args, options, search)
+    named, dice, truth = [], random.Random(args.seed), [true for _, true in runs]
     for mentored, true in runs:
         others = [k for k in range(env.step_of(mentored.episode.messages)) if k != true]
         named.append(dice.choice(others) if others and dice.random() < args.error_rate else true)
-    print(f"{len(runs)} failed runs of {args.student} with a false step, beside {unclear} without one; "
-          f"{sum(env.step_of(m.episode.messages) for m, _ in runs) / len(runs):.1f} steps each")
-    print("| the first wrong step is named by | exactly right, % | runs of the student, each |\n|---|---:|---:|")
-    print(f"| a teacher who errs in {100 * args.error_rate:g} % | "
+    steps = sum(env.step_of(m.episode.messages) for m, _ in runs) / len(runs)
+    print(f"\n{len(runs)} failed runs of {student} at temperature {temperature:g} with a false step, beside "
+          f"{unclear} without one; {steps:.1f} steps each\n"
+          "| the first wrong step is named by | exactly right, % | resumptions a run |\n|---|---:|---:|\n"
+          f"| a teacher who errs in {100 * args.error_rate:g} % | "
           f"{share([a == b for a, b in zip(named, truth)])} | 0 |", flush=True)
     for name, accuracy in ("the search alone", None), ("both together", 1 - args.error_rate):
         found = search_all(runs, named, accuracy, engine, options)
         tried = sum(tries for f in found for _, _, tries in f["probes"]) / len(found)
-        print(f"| {name} | {share([f['step'] == true for f, true in zip(found, truth)])} | {tried:.1f} |", flush=True)
-        if args.out:
-            with open(args.out, "a", encoding="utf-8") as file:
-                for (mentored, true), f in zip(runs, found):
-                    judge.append_jsonl(file, {"id": mentored.task["id"], "by": name, "true": true, **f})
+        hits = [f["step"] == true for f, true in zip(found, truth)]
+        print(f"| {name} | {share(hits)} | {tried:.1f} |", flush=True)
+
+
+def main():
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p.add_argument("--run", required=True, help="folder of a demo run, as runs/demo")
+    p.add_argument("--students", nargs="+", default=["rl:1.5", "bc:0.6"],
+                   help="checkpoint in it and temperature of the failed runs (default rl:1.5 bc:0.6)")
+    p.add_argument("-n", type=int, default=100, help="failed runs (default 100)")
+    p.add_argument("--tries", type=int, default=4, help="resumptions from a prefix (default 4)")
+    p.add_argument("--error-rate", type=float, default=0.4, help="of the noisy teacher (default 0.4)")
+    p.add_argument("--seed", type=int, default=0, help="of the teacher's errors (default 0)")
+    args = p.parse_args()
+    server, url = demo_teacher.serve(demo_teacher.parse_args(["--port", "0"]))       # for its web search
+    options = mps.parse_args(["--tasks", "-", "--student", "-", "--out", "-", "--teacher-url", url,
+                              "--search", f"http:{url}/search", "--no-preload", "--max-tokens", "240",
+                              "--verify-first-error", str(args.tries)])
+    search = env.search_from_args(options)
+    for student in args.students:
+        name, _, temperature = student.partition(":")
+        compare(name, float(temperature or 0.6), args, options, search)
     server.shutdown()
 
 

@@ -1,16 +1,16 @@
-"""Mentored problem-solving beside a slow or a faulty teacher, with the demo's student (bash demo/run.sh makes it).
+"""Mentored problem-solving beside a slow or a faulty teacher, with the student that demo/run.sh has made.
 
     python bench/mps.py --run runs/demo              # speed: about ten minutes on two cores
     python bench/mps.py --run runs/demo --faults     # faults and kills: about ten minutes more
 
-Speed: tasks per minute of (a) a straightforward loop, one task after the other, on a few of the tasks, (b) waves,
-the student on all tasks, then the teacher on all, (c) mps.py, in which both work at the same time. The bound is what
-no scheduler can beat: all latency of the teacher divided by its slots, or the seconds that the student's engine
-plays, whichever is more; for the engine both those of this run and the CPU-seconds of the waves are given, where its
-batches are as large as they can be.
+Speed: tasks per minute of (a) a straightforward loop, one task after the other, on a few of the tasks, (b)
+waves, the student on all tasks, then the teacher on all, (c) mps.py, in which both work at the same time. The
+bound is the latency of all replies divided by the teacher's slots, or the seconds that the student's engine
+plays in this run, whichever is more; the engine's CPU-seconds show what smaller batches cost it.
 
-Faults: mps.py as a user runs it, on the same tasks, (a) undisturbed, (b) with a teacher that spoils 10 % of its
-replies in each of six ways, (c) killed (kill -9) at ten random moments. The same tasks must be solved.
+Faults: mps.py as a user runs it, on the same tasks, (a) undisturbed, (b) with a teacher that spoils 10 % of
+its replies in each of six ways, (c) killed (kill -9) at ten random moments. The same tasks must be solved.
+One correction a task, so that some stay unsolved.
 """
 import argparse
 import os
@@ -24,7 +24,7 @@ import tempfile
 import time
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))                              # before this folder, whose env.py and mps.py are benches
+sys.path.insert(0, str(ROOT))                    # before this folder, whose env.py and mps.py are benches
 import env  # noqa: E402
 import judge  # noqa: E402
 import mps  # noqa: E402
@@ -34,8 +34,8 @@ class Server:
     """The demo's teacher in a process of its own."""
 
     def __init__(self, *flags):
-        self.process = subprocess.Popen([sys.executable, ROOT / "demo/teacher.py", "--port", "0", *map(str, flags)],
-                                        stdout=subprocess.PIPE, text=True)
+        command = [sys.executable, ROOT / "demo/teacher.py", "--port", "0", *map(str, flags)]
+        self.process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
         self.url = self.process.stdout.readline().strip()
 
     def __enter__(self):
@@ -47,8 +47,9 @@ class Server:
 
 
 def flags(args, url, out):
-    return ["--tasks", args.tasks, "--student", args.student, "--out", str(out), "--teacher-url", url, "--search",
-            f"http:{url}/search", "--no-preload", "--max-tokens", "240", "--concurrency", str(args.slots)]
+    return ["--tasks", args.tasks, "--student", args.student, "--out", str(out), "--teacher-url", url,
+            "--search", f"http:{url}/search", "--no-preload", "--max-tokens", "240",
+            "--concurrency", str(args.slots)]
 
 
 # ---- speed ----
@@ -110,8 +111,8 @@ def speed(args):
     import torch
     torch.set_num_threads(1)
     tasks, engine = judge.read_tasks(args.tasks)[:args.n], env.load_engine("torch", args.student)
-    print("| | latency, s | tasks | tasks a minute | s | calls | latency / slots, s | engine, s | engine, CPU s | "
-          "batches | s / bound |\n" + "|---" * 11 + "|")
+    print("| | latency, s | tasks | tasks a minute | s | calls | latency / slots, s | engine, s "
+          "| engine, CPU s | batches | s / bound |\n" + "|---" * 11 + "|")
     for latency in args.latency:
         with Server("--latency", latency) as url:
             measure("one by one", one_by_one, tasks[:args.n // 25], engine, latency, args, url)
@@ -132,7 +133,7 @@ def outcome(out):
 
 
 def run(command, kills=0, seconds=0.0):
-    """Run the command to its end, killing it `kills` times after a random part of `seconds` -> its last output."""
+    """Run the command to its end, killing it `kills` times after a part of `seconds` -> its last line."""
     dice = random.Random(0)
     for _ in range(kills):
         with open(os.devnull, "w") as null:
@@ -149,29 +150,30 @@ def run(command, kills=0, seconds=0.0):
 def faults(args):
     with tempfile.TemporaryDirectory() as folder:
         folder = pathlib.Path(folder)
-        with open(args.tasks, encoding="utf-8") as given, open(folder / "tasks.jsonl", "w", encoding="utf-8") as file:
-            file.writelines(line for line, _ in zip(given, range(args.n)))
+        lines = pathlib.Path(args.tasks).read_text(encoding="utf-8").splitlines(True)[:args.n]
+        (folder / "tasks.jsonl").write_text("".join(lines), encoding="utf-8")
         args.tasks, expected, seconds = str(folder / "tasks.jsonl"), None, 0.0
         for name, spoil, more, kills in (
-                ("undisturbed", 0, [], 0), ("six faults, 10 % each", 0.1, ["--timeout", "2", "--reasks", "8"], 0),
+                ("undisturbed", 0, [], 0),
+                ("six faults, 10 % each", 0.1, ["--timeout", "2", "--reasks", "8"], 0),
                 ("ten times kill -9", 0, [], 10)):
             with Server("--faults", spoil, "--hang", 3) as url:
                 start = time.perf_counter()
                 out = folder / re.sub(r"\W+", "-", name)
-                command = [sys.executable, str(ROOT / "mps.py"), *flags(args, url, out), *more]
-                summary = run(command, kills, seconds)
+                command = [sys.executable, str(ROOT / "mps.py"), *flags(args, url, out), "--corrections", "1"]
+                summary = run(command + more, kills, seconds)
             seconds = seconds or time.perf_counter() - start
             n, solved, counts = outcome(out)
             expected = solved if expected is None else expected
-            print(f"{name}: {n} tasks, each once; {counts}; {len(solved)} right, the same set as undisturbed: "
-                  f"{solved == expected}; {summary}", flush=True)
+            print(f"{name}: {n} tasks, each once; {counts}; {len(solved)} right, the same set as "
+                  f"undisturbed: {solved == expected}; {summary}", flush=True)
             if solved != expected:
                 print("    only here", sorted(solved - expected), "only there", sorted(expected - solved))
 
 
 def main():
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    p.add_argument("--run", required=True, help="folder of a demo run, as runs/demo: its ckpt/bc and tasks/mps.jsonl")
+    p.add_argument("--run", required=True, help="folder of a demo run, as runs/demo")
     p.add_argument("--faults", action="store_true", help="faults and kills in place of speed")
     p.add_argument("-n", type=int, default=500, help="tasks (default 500)")
     p.add_argument("--slots", type=int, default=64, help="requests in flight at the teacher (default 64)")

@@ -288,7 +288,7 @@ class Server(ThreadingHTTPServer):
     daemon_threads, request_queue_size = True, 256
 
     def handle_error(self, request, address):
-        if not isinstance(sys.exception(), ConnectionError):               # the client gave up waiting, or was killed
+        if not isinstance(sys.exception(), ConnectionError):        # the client gave up waiting or was killed
             super().handle_error(request, address)
 
 
@@ -302,8 +302,8 @@ def parse_args(argv=None):
                    help="probability that a verdict names another step than the first wrong one")
     p.add_argument("--latency", type=float, default=0.0, help="seconds before a completion")
     p.add_argument("--faults", type=float, default=0.0,
-                   help="probability of each of: HTTP 500, HTTP 429, silence, a cut reply, half a text, a step "
-                        "that does not exist")
+                   help="probability of each of: HTTP 500, HTTP 429, silence, a cut reply, half a text, "
+                        "a step that does not exist")
     p.add_argument("--hang", type=float, default=2.0, help="seconds of silence")
     return p.parse_args(argv)
 

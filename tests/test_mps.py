@@ -1,4 +1,4 @@
-"""Mentored problem-solving: faults, kills, the test of the first error, and what may not reach the training data."""
+"""Mentored problem-solving: faults, kills, the first error, and what may not reach the training data."""
 import copy
 import http.server
 import json
@@ -38,9 +38,11 @@ def play(given, engine, args):
     return records
 
 
+SLIP = "<thought>I guess.</thought><code>final_answer_print(0)</code>"
+
+
 class Erring(Scripted):
-    """A student that errs in a third of its steps, depending on the task and the step alone, where it has not been
-    corrected; so some tasks are solved, some corrected, some hard."""
+    """A student that errs in a third of its steps, depending on the task and the messages alone."""
 
     def __init__(self):
         super().__init__(self.errs, stubborn=True)
@@ -48,7 +50,7 @@ class Erring(Scripted):
     @staticmethod
     def errs(task, step, messages):
         if random.Random(f"{task['id']} {step} {len(str(messages)) % 5}").random() < 0.35:
-            return "<thought>Guess.</thought><code>final_answer_print(0)</code>" if step else "<first_thought>No.</first_thought>"
+            return SLIP if step else "<first_thought>No.</first_thought>"
 
 
 def outcomes(records):
@@ -56,8 +58,9 @@ def outcomes(records):
 
 
 def test_a_faulty_teacher_changes_nothing(teacher_url):
-    """10 % each: HTTP 500, 429 with Retry-After, silence, a cut reply, half a text, a step that does not exist."""
-    server, url = demo_teacher.serve(demo_teacher.parse_args(["--port", "0", "--faults", "0.1", "--hang", "1"]))
+    """10 % each: HTTP 500, 429 with Retry-After, silence, cut replies, half a text, steps that do not exist."""
+    flags = ["--port", "0", "--faults", "0.1", "--hang", "1"]
+    server, url = demo_teacher.serve(demo_teacher.parse_args(flags))
     given = tasks(60)
     undisturbed = outcomes(play(given, Erring(), options(teacher_url, "--corrections", 1)))
     spoilt = play(given, Erring(), options(url, "--corrections", 1, "--timeout", 0.5, "--reasks", 8))
@@ -75,11 +78,11 @@ def test_a_dead_teacher_ends_the_run(teacher_url):
     args = options(teacher_url, "--retries", 1)
     teacher = judge.Teacher("http://127.0.0.1:9", "m", retries=1, backoff=0.01)
     with pytest.raises(judge.TeacherDown, match="127.0.0.1:9"):
-        mps.play(tasks(20), Scripted(lambda *_: BAD), teacher, env.search_from_args(args), args, lambda m: None)
+        mps.play(tasks(20), Scripted(lambda *_: BAD), teacher, env.search_from_args(args), args, print)
 
 
 class StudentServer(http.server.BaseHTTPRequestHandler):
-    """A student behind an OpenAI-compatible endpoint that errs in its first step of every other task."""
+    """A student behind an OpenAI-compatible endpoint that errs in its first step of a task of mathematics."""
 
     def do_POST(self):
         messages = json.loads(self.rfile.read(int(self.headers["Content-Length"])))["messages"]
@@ -87,7 +90,8 @@ class StudentServer(http.server.BaseHTTPRequestHandler):
         for k, m in enumerate(messages[1::2]):
             guide.take(m["content"], first=k == 0)
         plan = f"<first_thought>{demo_teacher.PLANS[guide.kind]}</first_thought>"
-        text = plan if len(messages) == 1 else BAD if len(messages) == 3 and guide.kind == "math" else guide.next(False)
+        text = plan if len(messages) == 1 else guide.next(False)
+        text = SLIP if len(messages) == 3 and guide.kind == "math" else text
         body = json.dumps({"choices": [{"message": {"content": text}, "finish_reason": "stop"}]}).encode()
         self.send_response(200)
         self.send_header("Content-Length", str(len(body)))
@@ -102,12 +106,13 @@ def test_a_student_behind_a_server(teacher_url, tmp_path):
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), StudentServer)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     write(tmp_path / "tasks.jsonl", tasks(12))
-    script("mps.py", "--tasks", tmp_path / "tasks.jsonl", "--student", "it", "--engine", "url", "--student-url",
-           f"http://127.0.0.1:{server.server_address[1]}", "--out", tmp_path / "mps", "--teacher-url", teacher_url,
-           "--search", f"http:{teacher_url}/search", "--verify-first-error", 2, "--concurrency", 4, ranks=2)
+    script("mps.py", "--tasks", tmp_path / "tasks.jsonl", "--student", "it", "--engine", "url",
+           "--student-url", f"http://127.0.0.1:{server.server_address[1]}", "--out", tmp_path / "mps",
+           "--teacher-url", teacher_url, "--search", f"http:{teacher_url}/search", "--verify-first-error", 2,
+           "--concurrency", 4, ranks=2)
     server.shutdown()
     kinds = {(r["kind"], r["outcome"]) for r in lines(tmp_path / "mps" / "mps.jsonl")}
-    assert ("search", "solved") in kinds and ("math", "solved") not in kinds
+    assert kinds == {("search", "solved"), ("math", "corrected")}
     assert len(lines(tmp_path / "mps" / "mps.jsonl")) == 12
 
 
@@ -121,17 +126,17 @@ def test_belief():
     assert mps.even_cut([0.1, 0.7, 0.1, 0.1]) in (1, 2) and mps.even_cut([0.25] * 4) == 2
 
 
-@pytest.mark.parametrize("named", [0, 1, 2, 3, 4])
+@pytest.mark.parametrize("named", [0, 1, 2, 3])
 def test_a_misled_teacher_is_overruled_by_the_student(teacher_url, monkeypatch, named):
-    """The student errs once, at step 2; resumed before it, it succeeds, after it, it fails. Whatever is named."""
-    question = dict(id="a", question="Cy has 6 pears, plus 3, minus 4, times 2. How many pears does Cy have?", answer="10")
+    """The student errs once, at step 2; resumed before it, it succeeds, after it, it fails."""
+    question = dict(id="a", answer="10",
+                    question="Cy has 6 pears, plus 3, minus 4, times 2. How many pears does Cy have?")
     wrong = "<thought>Cy is 7.</thought><code>Cy=7\nprint(Cy)</code>"
-    verdict = json.dumps(dict(correct=False, first_wrong_step=named, analysis="I think so.", suggestion="Try."))
+    verdict = json.dumps(dict(correct=False, first_wrong_step=named, analysis="I think so.", suggestion=""))
     monkeypatch.setattr(demo_teacher, "verdict", lambda *_: verdict)
-    engine = Scripted(lambda task, step, messages: wrong if step == 2 and not engine.taken else
-                      "<thought>On.</thought><code>print(Cy)</code>" if wrong in str(messages) and step < 5 else None)
+    engine = Scripted(lambda task, step, messages: wrong if step == 2 and not engine.taken else None)
     (r,) = play([question], engine, options(teacher_url, "--verify-first-error", 4)).values()
-    found = r["corrections"][0]["found"]
+    found = r["corrections"][0]["first_error"]
     assert r["outcome"] == "corrected" and r["interventions"] == 1 and r["corrections"][0]["step"] == 2
     assert found["step"] == 2 and found["teacher"] == named and found["agree"] == (found["search"] == named)
     assert len(found["probes"]) <= 3 and all(tries == 4 for _, *_, tries in found["probes"])
@@ -140,16 +145,22 @@ def test_a_misled_teacher_is_overruled_by_the_student(teacher_url, monkeypatch, 
 
 # ---- kills ----
 
-def test_a_killed_run_ends_like_an_undisturbed_one(tmp_path, checkpoint, demonstrations, teacher_url):  # noqa: F811
+@pytest.fixture(scope="module")
+def student(tmp_path_factory, checkpoint, demonstrations):  # noqa: F811
+    return fast_student(tmp_path_factory.mktemp("trained"), checkpoint, demonstrations)
+
+
+def test_a_killed_run_ends_like_an_undisturbed_one(tmp_path, student, teacher_url):
     """What is sampled depends on the task alone: not on batches, ranks or restarts."""
-    student = fast_student(tmp_path, checkpoint, demonstrations)
     write(tmp_path / "tasks.jsonl", tasks(40, seed=5))
-    command = lambda out, *more: ["--tasks", tmp_path / "tasks.jsonl", "--student", student, "--out", tmp_path / out,
-                                  "--teacher-url", teacher_url, "--search", f"http:{teacher_url}/search",
-                                  "--no-preload", "--corrections", 1, "--max-tokens", 150, *more]
+    command = lambda out, *more: [
+        "--tasks", tmp_path / "tasks.jsonl", "--student", student, "--out", tmp_path / out, "--teacher-url",
+        teacher_url, "--search", f"http:{teacher_url}/search", "--no-preload", "--corrections", 1,
+        "--max-tokens", 150, *more]
     script("mps.py", *command("whole"))
     for kill in range(4):
-        process = subprocess.Popen([sys.executable, os.path.join(ROOT, "mps.py"), *map(str, command("killed", "--batch", 3))],
+        flags = map(str, command("killed", "--batch", 3))
+        process = subprocess.Popen([sys.executable, os.path.join(ROOT, "mps.py"), *flags],
                                    stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         shard = tmp_path / "killed" / "mps.rank0.jsonl"
         size = shard.stat().st_size if shard.exists() else 0
@@ -169,9 +180,10 @@ PROMPTS = set().union(*(judge.word_ngrams(text, 7)[1] for text in judge.PROMPT.v
 
 
 def faults_of(record):
-    """What a trained trajectory may not hold: the reference answer before something showed it, text that only the
-    teacher saw (its prompts, analyses and suggestions), labels."""
-    found, told = [], [c["analysis"] or "" for c in record["corrections"]] + ["Take the next link of the chain."]
+    """What a trained trajectory may not hold: the reference answer before something showed it, text that only
+    the teacher saw (its prompts, analyses and suggestions), labels."""
+    found, told = [], [c["analysis"] or "" for c in record["corrections"]]
+    told += ["Take the next link of the chain."]
     secret = PROMPTS.union(*(judge.word_ngrams(text, 5)[1] for text in told))
     for i, m in enumerate(record["messages"]):
         before, said = record["messages"][:i], m["content"]
@@ -227,24 +239,21 @@ def test_nothing_of_the_teacher_reaches_the_training_data(corrected):
 
 def test_that_test_can_fail(corrected):
     r = next(r for r in corrected if r["kind"] == "search" and any(c["step"] for c in r["corrections"]))
-    k = max(c["step"] for c in r["corrections"])
     for text in (f"<thought>It is {r['answer']}.</thought><code>print(1)</code>",
                  f"<thought>{r['corrections'][-1]['analysis']}</thought><code>print(1)</code>",
                  "<thought>Thought: go on.</thought><code>print(1)</code>",
-                 "<thought>The rejected step never ran, its variables do not exist.</thought><code>print(1)</code>"):
+                 "<thought>The rejected step never ran, its variables do not exist.</thought><code>1</code>"):
         spoilt = copy.deepcopy(r)
-        spoilt["messages"][1 + 2 * k]["content"] = text
-        spoilt["messages"] = spoilt["messages"][:2 + 2 * k]
+        spoilt["messages"][3]["content"] = text
         assert faults_of(spoilt), text
 
 
-def test_nor_that_of_a_real_run(tmp_path, checkpoint, demonstrations, teacher_url):  # noqa: F811
+def test_nor_that_of_a_real_run(tmp_path, student, teacher_url):
     """bc.py, sft.py and mps.py as a user runs them; and the demo's own data, if it has been made."""
-    student = fast_student(tmp_path, checkpoint, demonstrations)
     write(tmp_path / "tasks.jsonl", tasks(40, seed=7))
-    script("mps.py", "--tasks", tmp_path / "tasks.jsonl", "--student", student, "--out", tmp_path / "mps", "--teacher-url",
-           teacher_url, "--search", f"http:{teacher_url}/search", "--no-preload", "--max-tokens", 150,
-           "--sft-share", 1, "--sft-easy", 1)
+    script("mps.py", "--tasks", tmp_path / "tasks.jsonl", "--student", student, "--out", tmp_path / "mps",
+           "--teacher-url", teacher_url, "--search", f"http:{teacher_url}/search", "--no-preload",
+           "--max-tokens", 150, "--sft-share", 1, "--sft-easy", 1)
     check(lines(tmp_path / "mps" / "sft.jsonl"))
     demo = os.path.join(os.environ.get("SCORE_DEMO", os.path.join(ROOT, "runs", "demo")), "mps", "sft.jsonl")
     if os.path.exists(demo):
@@ -256,14 +265,15 @@ def test_nor_that_of_a_real_run(tmp_path, checkpoint, demonstrations, teacher_ur
 def released(record):
     """The inverse of assets/release.py."""
     given, m = dict(record["release"]), record["messages"]
-    seen = [x["content"].removeprefix("Observation: ") for x in m[2::2]] + [record["prediction"]] * (record["stop"] == "answer")
-    steps = [dict(thought=re.fullmatch(r"(?s)<first_thought>(.*)</first_thought>", m[1]["content"])[1], code="")]
-    steps += [dict(zip(("thought", "code"), re.fullmatch(r"(?s)<thought>(.*)</thought><code>(.*)</code>", x["content"]).groups()))
-              for x in m[3::2]]
+    seen = [x["content"].removeprefix("Observation: ") for x in m[2::2]]
+    seen += [record["prediction"]] * (record["stop"] == "answer")
+    grammar = r"(?s)<(first_)?thought>(.*)</(?:first_)?thought>(?:<code>(.*)</code>)?"
+    parts = [re.fullmatch(grammar, x["content"]).groups() for x in m[1::2]]
+    steps = [dict(thought=thought, code=code or "") for first, thought, code in parts]
     for k, (step, text) in enumerate(zip(steps, seen)):
         step |= dict(observation=text, is_finished=record["stop"] == "answer" and k == len(steps) - 1)
     assert len(steps) == len(seen) and m[0]["content"] == given["original_task_info"]["question"]
-    if "repair_steps" not in given:                        # files of behaviour cloning keep the first thought apart
+    if "repair_steps" not in given:               # files of behaviour cloning keep the first thought apart
         given["first_thought"] = steps.pop(0)["thought"]
     return {**given, "steps": steps}
 
@@ -277,9 +287,11 @@ def test_released_trajectories_are_read_without_loss(name, tokenizer):
     assert [released(r) for r in records] == lines(path)
     for r in records:
         ids, mask = sft.encode(tokenizer, r["messages"], 1 << 20)
-        assert len(ids) == len(mask) and 0 < sum(mask) < len(ids) and r["answer"] and r["correct"] in (True, False)
+        assert len(ids) == len(mask) and 0 < sum(mask) < len(ids)
+        assert r["answer"] and r["correct"] in (True, False)
         for c in r["corrections"]:
-            assert r["messages"][1 + 2 * c["step"]]["content"] == c["chosen"]["content"] != c["rejected"]["content"]
+            taken = r["messages"][1 + 2 * c["step"]]["content"]
+            assert taken == c["chosen"]["content"] != c["rejected"]["content"]
     assert sum(len(r["corrections"]) for r in records) == {"math_mps": 8, "search_mps": 7}.get(name, 0)
 
 
@@ -288,8 +300,8 @@ def test_sft_trains_on_released_trajectories(tmp_path, checkpoint):
     if not os.path.exists(path):
         pytest.skip("the authors' trajectories are not here (../shared/data/score_release)")
     (tmp_path / "release.jsonl").write_text(script("assets/release.py", path).stdout)
-    script("sft.py", "--model", checkpoint, "--data", tmp_path / "release.jsonl", "--out", tmp_path / "out", "--dtype",
-           "fp32", "--batch", 8, "--micro-batch", 2, "--steps", 6, "--lr", "1e-2")
+    script("sft.py", "--model", checkpoint, "--data", tmp_path / "release.jsonl", "--out", tmp_path / "out",
+           "--dtype", "fp32", "--batch", 8, "--micro-batch", 2, "--steps", 6, "--lr", "1e-2")
     losses = [r["loss"] for r in lines(tmp_path / "out" / "metrics.jsonl")]
     assert len(losses) == 6 and losses[-1] < losses[0] - 0.5
 
