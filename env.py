@@ -128,7 +128,8 @@ class Episode:
 
     def dice(self, seed):
         """Seed of what is sampled next. It depends on start and copy alone: not on the batch, ranks or restarts."""
-        return zlib.crc32(f"{seed} {self.copy} {self.messages}".encode(errors="replace")) >> 1
+        start = f"{seed} {self.copy} {self.task} {self.messages}"
+        return zlib.crc32(start.encode(errors="replace")) >> 1
 
     @property
     def room(self):

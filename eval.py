@@ -236,7 +236,7 @@ def merge(out):
 
 
 def play(args, todo, rank, engine):
-    """Rolls out and scores (number, task) pairs; a chunk is in the rank's file before the next begins."""
+    """Rolls out and scores tasks; a chunk is in the rank's file before the next begins."""
     from tqdm import tqdm
     teacher, search = judge.Teacher.from_args(args) if args.teacher_url else None, env.search_from_args(args)
     engine = engine or env.load_engine(args.engine, args.model, url=args.student_url)
@@ -246,9 +246,9 @@ def play(args, todo, rank, engine):
           tqdm(total=len(todo), desc="eval", unit="task", disable=rank > 0) as bar):
         chunk = max(1, args.chunk // args.self_consistent)               # each candidate has an interpreter
         for at in range(0, len(todo), chunk):
-            numbers, tasks = zip(*todo[at:at + chunk])
+            tasks = todo[at:at + chunk]
             how = dict(max_steps=args.max_steps, max_tokens=args.max_tokens, search=search, progress=bar,
-                       **env.sampling_from_args(args, numbers[0]))
+                       **env.sampling_from_args(args))
             trajectories = (env.rollout(engine, tasks, **how) if plain else
                             baselines.rollout(engine, tasks, args.prompt, args.self_consistent, **how))
             for scored in pool.map(lambda t: t | score(t, args.variant, teacher), trajectories):
@@ -280,7 +280,7 @@ def run(args, engine=None):
     env.wait_for_ranks(world)
     done = {key for key, p in merge(args.out).items() if why_zero(p) != "failed"}
     env.wait_for_ranks(world)                                # nobody writes before everybody has read
-    todo = [(number, task) for number, (key, task) in enumerate(wanted.items()) if key not in done]
+    todo = [task for key, task in wanted.items() if key not in done]
     if rank == 0:
         print(f"{len(wanted)} rollouts, {len(wanted) - len(todo)} of them already there", flush=True)
     if mine := todo[rank::world]:

@@ -28,8 +28,8 @@ NEITHER = env.Observation("Error: there is neither a program to run nor a final 
 class Candidate(env.Episode):
     """One step, to be played by an engine after `messages`."""
 
-    def __init__(self, prompt, task, messages, interpreter, max_tokens):
-        super().__init__({**task, "messages": messages}, interpreter, max_tokens=max_tokens)
+    def __init__(self, prompt, task, messages, interpreter, max_tokens, copy=0):
+        super().__init__({**task, "messages": messages}, interpreter, max_tokens=max_tokens, copy=copy)
         self.prompt_mode, self.last_step, self.seen = prompt, env.step_of(messages), None
 
     def act(self, content, step):
@@ -73,10 +73,10 @@ def rollout(engine, tasks, prompt, n, *, max_steps, max_tokens, search=None, pro
                 before.stop = "max_tokens"
                 continue
             played[i] = [Candidate(prompt, tasks[i], before.messages, before.interpreter.fork() if n > 1
-                                   else before.interpreter, room) for _ in range(n)]
+                                   else before.interpreter, room, copy) for copy in range(n)]
         if played:
             engine.play([c for candidates in played.values() for c in candidates],
-                        seed=hash((seed, step)) & 0x7fffffff, **sampling)
+                        seed=seed, **sampling)
         for i, candidates in played.items():
             usage[i].update(student_calls=n, student_tokens=sum(sum(c.loss_mask) for c in candidates))
             last, now[i] = now[i], modal(candidates)
