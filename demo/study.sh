@@ -120,7 +120,7 @@ prepare() {                    # what all arms of a seed share: tasks, BC-init, 
     mkdir -p "$dir/mps-all"                                                    # the same runs, all of them for SFT
     [ -e "$dir/mps-all/mps.jsonl" ] || cp "$dir/mps/mps.jsonl" "$dir/mps-all/mps.jsonl"
     mentor mps-all "$dir/tasks/mps.jsonl" "$dir/ckpt/bc" --sft-share 1
-    mentor probe "$dir/tasks/beyond.jsonl" "$dir/ckpt/bc" "${far[@]}"          # its unsolved tasks: the hard subset
+    mentor probe "$dir/tasks/eval.jsonl" "$dir/ckpt/bc" --corrections 2        # its unsolved tasks: the hard subset
     evaluate bc $all
     evaluate sft $all
 }
