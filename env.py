@@ -9,9 +9,10 @@ endpoints are in assets/engines.py; all engines do the same: `play(episodes)`.
 import functools
 import os
 import re
+import zlib
 from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 
-from assets.engines import URLEngine, VLLMEngine, seeds_of
+from assets.engines import URLEngine, VLLMEngine
 from assets.sandbox import Interpreter, Observation, set_sandbox  # noqa: F401
 from assets.search import SearchFailed, add_env_flags, make_search, search_from_args  # noqa: F401
 from judge import InputError
@@ -109,21 +110,24 @@ class Chat:
 class Episode:
     """One rollout: the messages, the interpreter behind them and, for engines of tokens, ids and log-probs."""
 
-    def __init__(self, start, interpreter, *, max_steps=8, max_tokens=4096, luck=None):
+    def __init__(self, start, interpreter, *, max_steps=8, max_tokens=4096, copy=0):
         played = ("messages", "prediction", "correct", "stop", "usage")
         self.task = {k: v for k, v in start.items() if k not in played}
         self.messages = list(start.get("messages") or [{"role": "user", "content": start["question"]}])
         self.interpreter, self.states = interpreter, {}             # states: step -> interpreter before that step
         self.last_step = max(step_of(self.messages), 1) + max_steps - 1
-        self.max_steps, self.max_tokens, self.calls = max_steps, max_tokens, 0
+        self.max_steps, self.max_tokens, self.calls, self.copy = max_steps, max_tokens, 0, copy
         self.prediction = self.stop = self.failure = None
         self.ids, self.loss_mask, self.logps, self.prompt = [], [], [], 0
-        self.luck = luck                                            # with the engine's seed: what it draws
 
     def begin(self, chat):
         self.ids = chat.encode(self.messages)[0]
         self.prompt = len(self.ids)
         self.loss_mask, self.logps = [0] * self.prompt, [0.0] * self.prompt
+
+    def dice(self, seed):
+        """Seed of what is sampled next. It depends on start and copy alone: not on the batch, ranks or restarts."""
+        return zlib.crc32(f"{seed} {self.copy} {self.messages}".encode(errors="replace")) >> 1
 
     @property
     def room(self):
@@ -175,11 +179,9 @@ class Episode:
         return {**self.task, **ended}
 
 
-def make_episodes(starts, copies=1, max_steps=8, max_tokens=4096, search=None, skipped=None,
-                  share=None):
+def make_episodes(starts, copies=1, max_steps=8, max_tokens=4096, search=None, skipped=None):
     """Episodes ready to play, the copies of a start adjacent. A start whose prefix does not replay is appended to
-    `skipped` with the reason, or raises it (ReplayMismatch, SearchFailed) where there is no such list.
-    share: (rank, ranks) where these are every ranks-th start: luck does not depend on the number of ranks."""
+    `skipped` with the reason, or raises it (ReplayMismatch, SearchFailed) where there is no such list."""
     def prepare(start):
         try:
             return replay(start.get("messages") or [], Interpreter(search))
@@ -190,10 +192,9 @@ def make_episodes(starts, copies=1, max_steps=8, max_tokens=4096, search=None, s
     with ThreadPoolExecutor(16) as pool:
         prepared = list(pool.map(prepare, starts))
     episodes, limits = [], dict(max_steps=max_steps, max_tokens=max_tokens)
-    for i, (start, interpreter) in enumerate(zip(starts, prepared)):
+    for start, interpreter in zip(starts, prepared):
         if interpreter is not None:
-            i = share[0] + share[1] * i if share else i
-            episodes += [Episode(start, interpreter.fork(), luck=(i, copy), **limits) for copy in range(copies)]
+            episodes += [Episode(start, interpreter.fork(), copy=i, **limits) for i in range(copies)]
             interpreter.close()
     return episodes
 
@@ -264,11 +265,11 @@ class TorchEngine:
         import torch
         for e in episodes:
             e.begin(self.chat)
-        training, _, seeds = self.model.training, self.model.eval(), seeds_of(episodes, seed)
+        training, _ = self.model.training, self.model.eval()
         with torch.inference_mode(), ThreadPoolExecutor(16) as pool:
             for i in range(0, len(episodes), self.batch):
                 how = temperature, top_p, top_k
-                self.play_batch(episodes[i:i + self.batch], pool, how, seeds[i:i + self.batch], progress)
+                self.play_batch(episodes[i:i + self.batch], pool, how, seed, progress)
         self.model.train(training)
 
     def sleep(self):
@@ -292,12 +293,12 @@ class TorchEngine:
                 layer.update = functools.partial(append, layer)
         return out.past_key_values, out.logits[rows, -1], mask[rows], mask.sum(1)[rows]
 
-    def play_batch(self, episodes, pool, how, seeds, progress):
+    def play_batch(self, episodes, pool, how, seed, progress):
         import torch
         tensor = lambda rows: torch.tensor(rows, device=self.model.device)
         cache, logits, mask, position = self.prefill(episodes)
-        rows = [Row(e, torch.rand(1 + e.room, generator=torch.Generator().manual_seed(seed)))
-                for e, seed in zip(episodes, seeds)]
+        dice = (torch.Generator().manual_seed(e.dice(seed)) for e in episodes)
+        rows = [Row(e, torch.rand(1 + e.room, generator=die)) for e, die in zip(episodes, dice)]
         while rows:
             if all(r.running or r.done for r in rows) and any(r.running for r in rows):
                 wait([r.running for r in rows if r.running], return_when=FIRST_COMPLETED)

@@ -91,6 +91,11 @@ def parse_args(argv=None):
     g.add_argument("--vllm-memory", type=float, default=0.5,
                    help="share of the GPU for vLLM while it generates; while the trainer works it has none")
     add_training_flags(g)
+    g.add_argument("--pack", action=argparse.BooleanOptionalAction, default=True,
+                   help="rows in which a group's prefix stands once; otherwise padded rollouts")
+    g.add_argument("--row-tokens", type=int, default=16384,
+                   help="tokens per forward pass and rank, for --pack; changes memory, not results")
+    g.add_argument("--wandb", metavar="PROJECT", help="also log to this project of Weights & Biases")
     g.add_argument("--save-every", type=int, default=20, help="steps between saved states")
     g.add_argument("--show-every", type=int, default=10,
                    help="steps between groups put in rollouts.jsonl and, as text, in OUT/rollouts/")
@@ -385,8 +390,7 @@ def main(args):
         batch = [starts[permutation(len(starts), args.seed, i // len(starts))[i % len(starts)]]
                  for i in range(step * args.prompts + rank, (step + 1) * args.prompts, world)]
         skipped = []
-        episodes = make_episodes(batch, args.group, args.max_steps, args.max_tokens, search, skipped,
-                                 (rank, world))
+        episodes = make_episodes(batch, args.group, args.max_steps, args.max_tokens, search, skipped)
         for start, reason in skipped:
             print(f"rank {rank}: {start['id']} is left out, its prefix does not replay: {reason}", flush=True)
         generator.play(episodes, **sampling_from_args(args, 7919 * step))

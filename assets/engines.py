@@ -11,11 +11,6 @@ VLLM_ENV = dict(VLLM_ENABLE_V1_MULTIPROCESSING="0", VLLM_NO_USAGE_STATS="1", DO_
 VLLM_CPU_ENV = dict(VLLM_CPU_KVCACHE_SPACE="1", VLLM_CPU_OMP_THREADS_BIND="nobind")       # GiB
 
 
-def seeds_of(episodes, seed):
-    """A seed per episode, from its luck or, without one, from its place."""
-    return [hash((seed, (i,) if e.luck is None else e.luck)) & 0x7fffffff for i, e in enumerate(episodes)]
-
-
 class VLLMEngine:
     """Generation with vLLM in this process; under torchrun one engine a rank, on the rank's GPU.
 
@@ -43,13 +38,12 @@ class VLLMEngine:
                                         output_kind=self.vllm.sampling_params.RequestOutputKind.FINAL_ONLY, **how)
 
     def play(self, episodes, temperature=1.0, top_p=1.0, top_k=0, seed=0, progress=None):
-        engine, seeds = self.llm.llm_engine, seeds_of(episodes, seed)
-        asked, running = {}, {}                                     # request id -> index, future -> index
+        engine, asked, running = self.llm.llm_engine, {}, {}        # request id -> index, future -> index
 
         def ask(i):
             e, name = episodes[i], f"{i} {episodes[i].calls}"
             params = self.params(temperature=temperature, top_p=top_p, top_k=top_k, max_tokens=e.room,
-                                 seed=hash((seeds[i], e.calls)) & 0x7fffffff, stop_token_ids=[self.chat.end])
+                                 seed=e.dice(seed), stop_token_ids=[self.chat.end])
             engine.add_request(name, self.vllm.inputs.tokens_input(e.ids), params)
             asked[name] = i
 
@@ -113,8 +107,8 @@ class URLEngine:
         def run(e):
             seen = ""
             while seen is not None:
-                choice = chat_completion(self.url, {**body, "messages": e.messages, "max_tokens": e.max_tokens},
-                                         timeout=self.timeout)
+                ask = dict(messages=e.messages, max_tokens=e.max_tokens, seed=e.dice(seed))
+                choice = chat_completion(self.url, body | ask, timeout=self.timeout)
                 seen = e.turn(choice["message"]["content"], choice.get("finish_reason") != "length")
             if progress is not None:
                 progress.update(1)
