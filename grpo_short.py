@@ -91,6 +91,11 @@ def parse_args(argv=None):
     g.add_argument("--vllm-memory", type=float, default=0.5,
                    help="share of the GPU for vLLM while it generates; while the trainer works it has none")
     add_training_flags(g)
+    g.add_argument("--pack", action=argparse.BooleanOptionalAction, default=True,
+                   help="rows in which a group's prefix stands once; otherwise padded rollouts")
+    g.add_argument("--row-tokens", type=int, default=16384,
+                   help="tokens per forward pass and rank, for --pack; changes memory, not results")
+    g.add_argument("--wandb", metavar="PROJECT", help="also log to this project of Weights & Biases")
     g.add_argument("--save-every", type=int, default=20, help="steps between saved states")
     g.add_argument("--show-every", type=int, default=10,
                    help="steps between groups put in rollouts.jsonl and, as text, in OUT/rollouts/")

@@ -9,7 +9,8 @@ The model has 6 layers of width 384 and random weights, fp32, 22M parameters wit
 has G rollouts of R new tokens after a prefix of P. Every figure comes from a process of its own, after a
 warm-up on a short group. An update is forward, backward and AdamW, at a micro-batch of 8 where rollouts are
 padded. CPU-seconds are those of the process with all its threads; memory is its peak beyond what it held
-before (model, optimizer and libraries). TRL's loss gets the same sequences; in the whole step it generates its own.
+before (model, optimizer and libraries). TRL's loss gets the same sequences; in the whole step it generates
+its own.
 """
 import argparse
 import json
@@ -171,8 +172,9 @@ def our_step(P, R, G, vocabulary, repeats, *flags):
 
 def trl_step(P, R, G, vocabulary, repeats):
     """The second step of `train()`, between two calls of a callback; the first is the warm-up."""
+    import student
     import transformers
-    prompt = [{"role": "user", "content": question(make_model(64)[1], P)}]
+    prompt = [{"role": "user", "content": question(student.make_tokenizer(), P)}]
     trainer = trl_trainer(vocabulary, G, R, 8, [prompt] * 2)
     clock, generate, generated = [], trainer._generate_single_turn, []
 
@@ -185,12 +187,10 @@ def trl_step(P, R, G, vocabulary, repeats):
 
     class Clock(transformers.TrainerCallback):
         def on_step_end(self, *_, **__):
-            clock.append((time.process_time(), time.perf_counter(), held()))
-            with open("/proc/self/clear_refs", "w") as f:
-                f.write("5")
+            clock.append((time.process_time(), time.perf_counter()))
     trainer.add_callback(Clock())
     trainer.train()
-    (cpu, wall, before), (cpu2, wall2, _) = clock
+    (cpu, wall), (cpu2, wall2) = clock
     return dict(cpu=cpu2 - cpu, seconds=wall2 - wall, generation=generated[-1])
 
 

@@ -199,18 +199,18 @@ def test_a_bandit_learns():
 
 # ---- rollouts ----
 
-def test_luck_does_not_depend_on_ranks_or_batches(checkpoint):
-    """Every other start on its own, in smaller batches, draws what it drew among all of them."""
+def test_what_is_sampled_does_not_depend_on_ranks_or_batches(checkpoint):
+    """Every other start on its own, in smaller batches, gives the rollouts that it gave among all of them."""
     model, tokenizer = env.load_model(checkpoint, torch.float32)
     starts = [dict(id=str(i), question="Cy has 6 pears." + " ?" * i, answer="6") for i in range(4)]
 
-    def play(starts, batch, **share):
-        episodes = env.make_episodes(starts, 3, 2, 20, **share)
+    def play(starts, batch):
+        episodes = env.make_episodes(starts, 3, 2, 20)
         env.TorchEngine(model, tokenizer, batch).play(episodes, seed=5)
         return [e.ids for e in episodes]
     together = play(starts, 128)
-    assert len({str(ids) for ids in together}) == 12                       # every copy has its own luck
-    halves = [play(starts[rank::2], 2, share=(rank, 2)) for rank in range(2)]
+    assert len({str(ids) for ids in together}) == 12                       # every copy differs
+    halves = [play(starts[rank::2], 2) for rank in range(2)]
     assert halves[0] == together[0:3] + together[6:9] and halves[1] == together[3:6] + together[9:12]
 
 

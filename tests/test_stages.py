@@ -279,7 +279,9 @@ def grpo_run(tmp_path_factory, checkpoint, demonstrations, teacher_url):
     folder = tmp_path_factory.mktemp("grpo")
     student = fast_student(folder, checkpoint, demonstrations)
     write(folder / "rl.jsonl", grpo_records())
-    script("grpo_short.py", *grpo_flags(student, folder / "rl.jsonl", folder / "one", teacher_url))
+    held_out = write(folder / "held_out.jsonl", [t for t in tasks(20, 1, "h") if t["kind"] == "math"])
+    script("grpo_short.py", *grpo_flags(student, folder / "rl.jsonl", folder / "one", teacher_url,
+                                        "--eval-tasks", held_out, "--eval-every", 2))
     return folder, student, lines(folder / "one" / "metrics.jsonl")
 
 
@@ -290,6 +292,9 @@ def test_grpo_logs_what_it_did(grpo_run):
     folder, student, rows = grpo_run
     assert [r["step"] for r in rows] == [1, 2, 3] and any(r["updates"] for r in rows)
     assert all(r["logp_gap"] < 1e-4 for r in rows)  # engine and trainer agree
+    assert ["eval_accuracy" in r for r in rows] == [False, True, True]
+    assert (folder / "one" / "best" / "config.json").exists() and (folder / "one" / "config.json").exists()
+    assert (folder / "one" / "rollouts" / "step-1.txt").read_text().count("==== rollout") == 6
     shown = lines(folder / "one" / "rollouts.jsonl")
     assert (shown[0]["messages"][:3] == grpo_records()[0]["messages"][:3]
             or shown[0]["id"] in {r["id"] for r in grpo_records()})
