@@ -145,12 +145,17 @@ class Teacher:
                          refused=set())
         self.counts, self.lock, self.slots = Counter(), threading.Lock(), threading.Semaphore(concurrency)
         self.asking = weakref.WeakValueDictionary()        # request: the lock of those who ask it
-        self.cache = sqlite3.connect(cache or "", timeout=60, check_same_thread=False, isolation_level=None)
-        self.cache.execute("CREATE TABLE IF NOT EXISTS replies (request TEXT PRIMARY KEY, reply TEXT)")
+        try:
+            self.cache = sqlite3.connect(cache or "", timeout=60, check_same_thread=False, isolation_level=None)
+            self.cache.execute("CREATE TABLE IF NOT EXISTS replies (request TEXT PRIMARY KEY, reply TEXT)")
+        except sqlite3.Error as error:
+            raise InputError(f"--teacher-cache {cache} cannot be used: {error}") from None
 
     @classmethod
     def from_args(cls, args, **temperatures):
         """The teacher of `add_teacher_flags`, checked to be there."""
+        if args.concurrency < 1:
+            raise InputError(f"--concurrency {args.concurrency}: at least one request has to be in flight")
         return cls(args.teacher_url, args.teacher_model, cache=args.teacher_cache, timeout=args.timeout,
                    concurrency=args.concurrency, retries=args.retries, reasks=args.reasks,
                    **temperatures).check()
@@ -369,10 +374,9 @@ def audit(args):
                 raise InputError(f'{path}, task {task["id"]}: "steps" is not a list or "label" not a number')
         with ThreadPoolExecutor(args.concurrency) as pool:
             found = list(tqdm(pool.map(first_error, tasks), path, len(tasks)))
-        rates = []
-        for wrong in (True, False):
-            hits = [k == t["label"] for k, t in zip(found, tasks) if (t["label"] >= 0) == wrong]
-            rates.append(100 * sum(hits) / max(1, len(hits)))
+        hits = [[k == t["label"] for k, t in zip(found, tasks) if (t["label"] >= 0) == wrong]
+                for wrong in (True, False)]
+        rates = [100 * sum(hit) / max(1, len(hit)) for hit in hits]
         scores.append(2 * rates[0] * rates[1] / max(1e-9, sum(rates)))
         print(f"{os.path.basename(path):30} {len(tasks):6} {rates[0]:7.1f} {rates[1]:8.1f} {scores[-1]:6.1f} "
               f"{found.count(None):9}")
@@ -412,7 +416,9 @@ def cli(main, args):
     """Runs main(args); what the user can mend ends in one sentence and exit code 2."""
     try:
         main(args)
-    except (InputError, SearchFailed) as error:
+    except (InputError, SearchFailed, OSError) as error:
+        if isinstance(error, OSError) and not error.filename:
+            raise
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
 

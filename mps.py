@@ -36,8 +36,8 @@ from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 
 from env import (Episode, Interpreter, add_env_flags, add_sampling_flags, load_engine, sampling_from_args,
                  search_from_args, step_of, wait_for_ranks)
-from judge import (BadReply, Help, Teacher, add_teacher_flags, append_jsonl, cli, correct_answer, read_tasks,
-                   resume_jsonl, save_args)
+from judge import (BadReply, Help, InputError, Teacher, add_teacher_flags, append_jsonl, cli, correct_answer,
+                   read_tasks, resume_jsonl, save_args)
 
 
 def parse_args(argv=None):
@@ -127,25 +127,24 @@ class Mentored:
         resumed.states = {step: state for step, state in e.states.items() if step < k}
         return resumed
 
-    def first_error(self, named, accuracy):
+    def first_error(self, named=None, accuracy=0):
         """Tests the step that the teacher names, who is right at that rate: the student is resumed from the
         prefix before a step, and where its success collapses, the error lies (`belief`). Yields episodes."""
-        steps, tries, probes = step_of(self.episode.messages), Counter(), []
+        steps, probes = step_of(self.episode.messages), []
         opinion = belief(steps, probes, named, accuracy)
-        for _ in range(math.ceil(math.log2(self.args.max_steps))):
+        for _ in range(min(math.ceil(math.log2(self.args.max_steps)), steps - 1)):
             if max(opinion) > SURE:
                 break
-            cut = even_cut(opinion)
-            trials = [self.resume(cut, copy=tries[cut] + 1 + i) for i in range(self.args.verify_first_error)]
-            tries[cut] += len(trials)
+            cut = even_cut(opinion, {cut for cut, _, _ in probes})
+            trials = [self.resume(cut, copy=1 + i) for i in range(self.args.verify_first_error)]
             yield from self.student_plays(trials)
             ended = [e for e in trials if e.stop != "failed"]         # a search that failed says nothing
             probes.append((cut, sum(map(self.right, ended)), len(ended)))
             opinion = belief(steps, probes, named, accuracy)
-        alone = belief(steps, probes)
-        searched, step = (max(range(steps), key=found.__getitem__) for found in (alone, opinion))
-        return {"teacher": named, "search": searched, "agree": named == searched, "step": step,
-                "probes": probes}
+        best = lambda chances: max(range(steps), key=chances.__getitem__)
+        searched, won = best(belief(steps, probes)), any(wins for _, wins, _ in probes)
+        return {"teacher": named, "search": searched, "agree": named == searched, "probes": probes,
+                "step": best(opinion) if won or named is None else named}  # who never wins proves nothing
 
     def correct(self, k, verdict, found):
         """Rewind to the prefix before step k, let the teacher write that one step, and run it."""
@@ -190,12 +189,11 @@ RATES = [0.01, 0.1, 0.5, 0.9]            # how often this student may succeed he
 RECOVERY = 0.01                          # … and from one that holds an error
 
 
-def belief(steps, probes, named=None, accuracy=0.6):
+def belief(steps, probes, named=None, accuracy=0):
     """The probability of each step to be the first wrong one, by what the teacher named (None: all alike)
     and by the probes (cut, wins, tries): so many wins of the student from the prefix before step `cut`.
 
     4 steps, 4 of 4 wins from before step 2, 0 of 4 from before step 3: [0 0 1 0]
-    Nobody wins anywhere: that says little, as this student may fail from a sound prefix, too.
     """
     prior = [1 / steps if named is None else accuracy if k == named else (1 - accuracy) / max(1, steps - 1)
              for k in range(steps)]
@@ -207,9 +205,9 @@ def belief(steps, probes, named=None, accuracy=0.6):
     return [p / sum(found) for p in found]
 
 
-def even_cut(opinion):
-    """The step before which the first error lies with a probability nearest to a half."""
-    return min(range(1, len(opinion)), key=lambda cut: abs(sum(opinion[:cut]) - 0.5))
+def even_cut(opinion, tried=()):
+    """The step, not tried yet, before which the first error lies with a probability nearest to a half."""
+    return min({*range(1, len(opinion))} - {*tried}, key=lambda cut: abs(sum(opinion[:cut]) - 0.5))
 
 
 # ---- training data ----
@@ -305,6 +303,8 @@ def play(tasks, engine, teacher, search, args, done):
 def main(args):
     from tqdm import tqdm
     rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    if args.batch < 1 or not 0 < args.teacher_accuracy < 1:
+        raise InputError("--batch must be at least 1, and --teacher-accuracy between 0 and 1")
     tasks = read_tasks(args.tasks)
     teacher, search = Teacher.from_args(args, judge_temperature=0.9), search_from_args(args)
     os.makedirs(args.out, exist_ok=True)

@@ -43,7 +43,7 @@ def failed_runs(tasks, engine, playing, args, options, search):
             if mentored.right(e):
                 continue
             guide = demo_teacher.Task(task["question"])
-            results = [guide.take(content, first=k == 0) for k, (content, _) in enumerate(steps)]
+            results = ["a plan binds nothing here", *(guide.take(content) for content, _ in steps[1:])]
             if "wrong" in results:
                 found.append((mentored, results.index("wrong")))
             unclear += "wrong" not in results
@@ -56,8 +56,7 @@ def search_all(runs, named, accuracy, engine, options):
     """The searches of all runs side by side, their trials played together -> what each found."""
     jobs, results = [], [None] * len(runs)
     for i, ((mentored, _), name) in enumerate(zip(runs, named)):
-        steps = env.step_of(mentored.episode.messages)
-        jobs.append((i, mentored.first_error(name, accuracy or 1 / steps)))
+        jobs.append((i, mentored.first_error(name, accuracy)))
     while jobs:
         asked = []
         for i, job in jobs:
@@ -91,8 +90,8 @@ def compare(student, temperature, args, options, search):
           "| the first wrong step is named by | exactly right, % | resumptions a run |\n|---|---:|---:|\n"
           f"| a teacher who errs in {100 * args.error_rate:g} % | "
           f"{share([a == b for a, b in zip(named, truth)])} | 0 |", flush=True)
-    for name, accuracy in ("the search alone", None), ("both together", 1 - args.error_rate):
-        found = search_all(runs, named, accuracy, engine, options)
+    for name, word in ("the search alone", [None] * len(runs)), ("both together", named):
+        found = search_all(runs, word, 1 - args.error_rate, engine, options)
         tried = sum(tries for f in found for _, _, tries in f["probes"]) / len(found)
         hits = [f["step"] == true for f, true in zip(found, truth)]
         print(f"| {name} | {share(hits)} | {tried:.1f} |", flush=True)

@@ -503,7 +503,10 @@ def test_decontaminate(tmp_path):
 
 @pytest.mark.parametrize("command, message", [
     (["decontaminate", "--tasks", "nowhere.jsonl", "--against", "x", "--out", "y"], "cannot read nowhere.jsonl: No such file"),
-    (["audit", "--teacher-url", "http://127.0.0.1:9", "--teacher-model", "m", "--data", "x"], "no teacher answers at http://127.0.0.1:9")])
+    (["audit", "--teacher-url", "http://127.0.0.1:9", "--teacher-model", "m", "--data", "x"], "no teacher answers at http://127.0.0.1:9"),
+    (["audit", "--teacher-url", "http://127.0.0.1:9", "--data", "x", "--concurrency", "0"], "--concurrency 0"),
+    (["audit", "--teacher-url", "http://127.0.0.1:9", "--data", "x", "--teacher-cache", __file__], "--teacher-cache"),
+    (["decontaminate", "--tasks", os.devnull, "--against", os.devnull, "--out", "/proc/x/y"], "No such file or directory: '/proc/x/y'")])
 def test_what_the_user_can_mend_is_one_sentence(command, message):
     done = run(*command)
     assert done.returncode == 2 and message in done.stderr and done.stderr.count("\n") == 1

@@ -124,6 +124,7 @@ def test_belief():
     lost, won = mps.belief(4, [(2, 0, 8)]), mps.belief(4, [(2, 6, 8)])       # from the prefix before step 2
     assert lost[0] == lost[1] > 2 * lost[2] == pytest.approx(2 * lost[3]) and won[2] == won[3] > 100 * won[0]
     assert mps.even_cut([0.1, 0.7, 0.1, 0.1]) in (1, 2) and mps.even_cut([0.25] * 4) == 2
+    assert mps.even_cut([0.25] * 4, {2}) in (1, 3)
 
 
 @pytest.mark.parametrize("named", [0, 1, 2, 3])
