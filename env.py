@@ -1,10 +1,10 @@
 """The environment of the agent: the agent loop, and the engines that generate.
 
-The interpreter that runs the agent's code is in assets/sandbox.py: one sealed process per trajectory, with `run`,
-`fork` and `close`; what it covers and what not is said there. Its web search is in assets/search.py. Here,
-top-down: the turn grammar and the chat template (`Chat`), which make rollouts and training see the same tokens;
-`Episode`, one rollout in progress; `rollout`; and the engine that generates with a Transformers model. vLLM and
-endpoints are in assets/engines.py; all engines do the same: `play(episodes)`.
+The interpreter that runs the agent's code is in assets/sandbox.py: one sealed process per trajectory, with
+`run`, `fork` and `close`; what it covers and what not is said there. Its web search is in assets/search.py.
+Here, top-down: the turn grammar and the chat template (`Chat`), which make rollouts and training see the same
+tokens; `Episode`, one rollout in progress; `rollout`; and the engine that generates with a Transformers model.
+vLLM and endpoints are in assets/engines.py; all engines do the same: `play(episodes)`.
 """
 import functools
 import os
@@ -35,7 +35,7 @@ def step_of(messages):
 
 
 def act(content, step, interpreter):
-    """Run what the policy wrote as its turn -> Observation, or None if it has neither a plan (step 0) nor code."""
+    """Run what the policy wrote as its turn -> Observation, or None if it has no plan (step 0) and no code."""
     if code := CODE.search(content):
         return interpreter.run(code[1].strip())
     return Observation("None", None, False) if step == 0 and PLAN.search(content) else None
@@ -51,29 +51,29 @@ def replay(messages, interpreter):
 
 
 class Chat:
-    """A tokenizer's chat template, taken apart into the constant strings between the contents of the messages.
+    """A tokenizer's chat template, taken apart into the constant strings between the messages' contents.
 
-    Rollouts and training put the same strings together, so both see the same tokens, the newline after an end of
-    turn included, and sampled tokens are never decoded and encoded again. Control tokens inside a content (say a
-    search snippet with "<|im_end|>") are broken up first: text cannot open or end a turn.
+    Rollouts and training put the same strings together, so both see the same tokens, the newline after an end
+    of turn included, and sampled tokens are never decoded and encoded again. Control tokens inside a content
+    (say a search snippet with "<|im_end|>") are broken up first: text cannot open or end a turn.
     """
 
     def __init__(self, tokenizer):
         name, self.tokenizer = tokenizer.name_or_path, tokenizer
         if not getattr(tokenizer, "chat_template", None):
-            raise ValueError(f'{name}: the tokenizer has no chat template; a chat ("instruct") model is needed')
+            raise ValueError(f'{name}: the tokenizer has no chat template; an "instruct" model is needed')
         added = [str(t) for t in tokenizer.added_tokens_decoder.values() if t.special]
         control = sorted({*tokenizer.all_special_tokens, *added}, key=len, reverse=True)
         self.control = re.compile("|".join(map(re.escape, control)) or r"(?!)")
         q, a, o = ({"role": r, "content": f"[[{i}]]"} for i, r in enumerate(("user", "assistant", "user")))
-        self.start, self.open = self.template([q], True).split("[[0]]")   # "<|im_end|>\n<|im_start|>assistant\n"
+        self.start, self.open = self.template([q], True).split("[[0]]")  # "<|im_end|>\n<|im_start|>assistant\n"
         one, two = self.template([q, a]), self.template([q, a, o], True)
-        self.close = one.split("[[1]]")[-1]                               # after the assistant, "<|im_end|>\n"
+        self.close = one.split("[[1]]")[-1]                              # after the assistant, "<|im_end|>\n"
         self.between, last = two.split("[[1]]")[-1].split("[[2]]")        # … and on to the observation
         end = self.ids(self.close)[:1]
         if two[:len(one)] != one or last != self.open or end != [tokenizer.eos_token_id]:
-            raise ValueError(f"{name}: the chat template rewrites history, or does not end the assistant's turn "
-                             "with the end-of-sequence token; training on it would differ from using it")
+            raise ValueError(f"{name}: the chat template rewrites history, or does not end the assistant's "
+                             "turn with the end-of-sequence token; training on it would differ from using it")
         self.end, self.end_text = end[0], tokenizer.decode(end)
 
     def template(self, messages, generate=False):
@@ -91,7 +91,7 @@ class Chat:
         return self.between[len(self.end_text):] + self.clean(content) + self.open
 
     def encode(self, messages):
-        """-> input_ids, loss_mask: 1 on what the policy writes (contents and end of turn), 0 on everything else.
+        """-> input_ids, loss_mask: 1 on what the policy writes (contents, end of turn), 0 on everything else.
 
         question, "<thought>a", "Observation: 1"
         -> [q q] 0 0, [<thought> a end] 1 1 1, [\\n Observation : 1 …] 0 0 0 0
@@ -99,7 +99,8 @@ class Chat:
         pieces = [self.start + self.clean(messages[0]["content"]) + self.open]
         for m in messages[1:]:
             mine = m["role"] == "assistant"
-            pieces.append(self.clean(m["content"]) + self.end_text if mine else self.observation(m["content"]))
+            pieces.append(self.clean(m["content"]) + self.end_text if mine
+                          else self.observation(m["content"]))
         if messages[-1]["role"] == "assistant":
             whole = self.template([{**m, "content": self.clean(m["content"])} for m in messages])
             if "".join(pieces) + self.close[len(self.end_text):] != whole:
@@ -109,13 +110,13 @@ class Chat:
 
 
 class Episode:
-    """One rollout: the messages, the interpreter behind them and, for engines of tokens, ids and log-probs."""
+    """One rollout: the messages, the interpreter behind them and, for engines of tokens, ids and logps."""
 
     def __init__(self, start, interpreter, *, max_steps=8, max_tokens=4096, copy=0):
         played = ("messages", "prediction", "correct", "stop", "usage")
         self.task = {k: v for k, v in start.items() if k not in played}
         self.messages = list(start.get("messages") or [{"role": "user", "content": start["question"]}])
-        self.interpreter, self.states = interpreter, {}             # states: step -> interpreter before that step
+        self.interpreter, self.states = interpreter, {}  # states: step -> interpreter before that step
         self.last_step = max(step_of(self.messages), 1) + max_steps - 1
         self.max_steps, self.max_tokens, self.calls, self.copy = max_steps, max_tokens, 0, copy
         self.prediction = self.stop = self.failure = None
@@ -127,7 +128,7 @@ class Episode:
         self.loss_mask, self.logps = [0] * self.prompt, [0.0] * self.prompt
 
     def dice(self, seed):
-        """Seed of what is sampled next. It depends on start and copy alone: not on the batch, ranks or restarts."""
+        """Seed of what is sampled next: by start and copy alone, not by the batch, ranks or restarts."""
         start = f"{seed} {self.copy} {self.task} {self.messages}"
         return zlib.crc32(start.encode(errors="replace")) >> 1
 
@@ -145,7 +146,7 @@ class Episode:
         return act(content, step, self.interpreter)
 
     def turn(self, content, complete=True):
-        """Take the policy's turn, run its code -> the observation message, or None when the rollout has ended."""
+        """Take the policy's turn, run its code -> the observation message, or None at the rollout's end."""
         step = step_of(self.messages)
         self.messages.append({"role": "assistant", "content": content})
         self.calls += 1
@@ -185,8 +186,8 @@ class Episode:
 
 
 def make_episodes(starts, copies=1, max_steps=8, max_tokens=4096, search=None, skipped=None):
-    """Episodes ready to play, the copies of a start adjacent. A start whose prefix does not replay is appended to
-    `skipped` with the reason, or raises it (ReplayMismatch, SearchFailed) where there is no such list."""
+    """Episodes ready to play, the copies of a start adjacent. A start whose prefix does not replay is appended
+    to `skipped` with the reason, or raises it (ReplayMismatch, SearchFailed) where there is no such list."""
     def prepare(start):
         try:
             return replay(start.get("messages") or [], Interpreter(search))
@@ -204,9 +205,10 @@ def make_episodes(starts, copies=1, max_steps=8, max_tokens=4096, search=None, s
     return episodes
 
 
-def rollout(engine, starts, *, copies=1, max_steps=8, max_tokens=4096, search=None, progress=None, **sampling):
-    """Play every start (a task, or a record whose `messages` end before a step) `copies` times -> trajectories,
-    copies adjacent.
+def rollout(engine, starts, *, copies=1, max_steps=8, max_tokens=4096, search=None, progress=None,
+            **sampling):
+    """Play every start (a task, or a record whose `messages` end before a step) `copies` times.
+    -> trajectories, copies adjacent.
 
     A prefix is replayed once in one interpreter and compared with its record, then forked for each copy.
     Raises ReplayMismatch; `sampling` is temperature, top_p, top_k, seed.
@@ -219,7 +221,7 @@ def rollout(engine, starts, *, copies=1, max_steps=8, max_tokens=4096, search=No
 # ---- engines ----
 
 def sample(logits, uniform, temperature, top_p, top_k):
-    """Draw one token a row by inverting its distribution at `uniform` in [0, 1) -> tokens (B,), log-probs (B,).
+    """Draw one token a row by inverting its distribution at `uniform` in [0, 1) -> tokens (B,), logps (B,).
 
     logits (B, V), uniform (B,). Log-probs are of the whole distribution at this temperature, as the trainer
     computes them. Temperature 0: greedy.
@@ -242,7 +244,7 @@ def sample(logits, uniform, temperature, top_p, top_k):
 
 
 def append(layer, keys, values, *_, **__):
-    """`update` of a cache layer into a buffer with room to spare: it copies all once in 64 tokens, not every time."""
+    """`update` of a cache layer into a buffer with room to spare: it copies all once in 64 tokens."""
     for name, new in (("keys", keys), ("values", values)):                                # (B, H, 1, D)
         old, buffer = getattr(layer, name), layer.__dict__.get("buffer_" + name)
         n, end = old.shape[2], old.shape[2] + new.shape[2]
@@ -258,9 +260,9 @@ def append(layer, keys, values, *_, **__):
 class TorchEngine:
     """Generation with a Transformers model: one column of tokens per forward pass for all rows together.
 
-    A row's next token is sampled, or forced (the observation), or padding while its code runs: one stream with one
-    key–value cache, so nothing is prefilled twice and code runs beside generation. A prompt shared by a group is
-    prefilled once.
+    A row's next token is sampled, or forced (the observation), or padding while its code runs: one stream with
+    one key–value cache, so nothing is prefilled twice and code runs beside generation. A prompt shared by a
+    group is prefilled once.
     """
 
     def __init__(self, model, tokenizer, batch=128):
@@ -334,7 +336,7 @@ class Row:
         self.ids, self.logps, self.forced, self.running, self.done = [], [], [], None, False
 
     def next(self, token, logp, chat, pool):
-        """The row's next token: forced, or the `token` just drawn; None while its code runs and after its end."""
+        """The row's next token: forced, or the `token` just drawn; None while its code runs and at its end."""
         if self.running and self.running.done():
             between, self.running = self.running.result(), None
             self.done = between is None
@@ -366,7 +368,7 @@ def load_model(path, dtype):
 
 
 def load_engine(kind, model, url=None):
-    """kind: torch | vllm | url. `model`: a Hugging Face folder or hub name; for url, the name the server knows."""
+    """kind: torch | vllm | url. `model`: a Hugging Face folder or hub name; for url, the server's name for it."""
     if kind == "url":
         if not url:
             raise InputError("--engine url needs --student-url")
@@ -383,7 +385,7 @@ def add_sampling_flags(parser, temperature=0.6, top_p=0.95, top_k=20):
     g = parser.add_argument_group("rollouts")
     g.add_argument("--engine", choices=["torch", "vllm", "url"], default="torch", help="what generates")
     g.add_argument("--student-url", help="OpenAI-compatible endpoint of the student, for --engine url")
-    g.add_argument("--max-steps", type=int, default=8, help="thought–code steps after the start or the prefix")
+    g.add_argument("--max-steps", type=int, default=8, help="thought–code steps after start or prefix")
     g.add_argument("--max-tokens", type=int, default=4096,
                    help="new tokens after the start or the prefix, observations included")
     g.add_argument("--temperature", type=float, default=temperature, help="of sampling; 0 is greedy")
@@ -401,8 +403,8 @@ def sampling_from_args(args, salt=0):
 
 @functools.cache
 def all_ranks():
-    """The process group of the ranks that torchrun started. They find one another within minutes or give up, and
-    wait for one another for days."""
+    """The process group of torchrun's ranks. They find one another within minutes or give up, and then wait for
+    one another for days."""
     import torch.distributed
     torch.distributed.init_process_group("gloo", timeout=timedelta(minutes=5))
     return torch.distributed.new_group(timeout=timedelta(days=7))

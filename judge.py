@@ -28,9 +28,10 @@ from concurrent.futures import ThreadPoolExecutor
 
 import requests
 
-from assets.rules import (UNREADABLE, InputError, Verdict, as_list, check_by_rule, exact_match, f1,  # noqa: F401
-                          leaked, math_equal, parse_code, parse_correction, parse_equivalent, parse_plan, parse_step,
-                          parse_verdict, render, render_step, same_step_cheap, step_count, word_ngrams)
+from assets.rules import (UNREADABLE, InputError, Verdict, as_list, check_by_rule, exact_match,  # noqa: F401
+                          f1, leaked, math_equal, parse_code, parse_correction, parse_equivalent, parse_plan,
+                          parse_step, parse_verdict, render, render_step, same_step_cheap, step_count,
+                          word_ngrams)
 from assets.search import SearchFailed
 
 ASSETS = os.path.join(os.path.dirname(os.path.abspath(__file__)), "assets")
@@ -146,7 +147,8 @@ class Teacher:
         self.counts, self.lock, self.slots = Counter(), threading.Lock(), threading.Semaphore(concurrency)
         self.asking = weakref.WeakValueDictionary()        # request: the lock of those who ask it
         try:
-            self.cache = sqlite3.connect(cache or "", timeout=60, check_same_thread=False, isolation_level=None)
+            self.cache = sqlite3.connect(cache or "", timeout=60, check_same_thread=False,
+                                         isolation_level=None)
             self.cache.execute("CREATE TABLE IF NOT EXISTS replies (request TEXT PRIMARY KEY, reply TEXT)")
         except sqlite3.Error as error:
             raise InputError(f"--teacher-cache {cache} cannot be used: {error}") from None

@@ -4,8 +4,8 @@ from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 
 from judge import chat_completion
 
-# In this process, so that weights are handed over by reference; and quiet: no telemetry, no banner, no warning
-# at every sync about modules without weights (whether a sync came through is checked by its user).
+# In this process, so that weights are handed over by reference; and quiet: no telemetry, no banner, no
+# warning at every sync about modules without weights (whether a sync came through is checked by its user).
 VLLM_ENV = dict(VLLM_ENABLE_V1_MULTIPROCESSING="0", VLLM_NO_USAGE_STATS="1", DO_NOT_TRACK="1",
                 VLLM_LOGGING_LEVEL="ERROR")
 VLLM_CPU_ENV = dict(VLLM_CPU_KVCACHE_SPACE="1", VLLM_CPU_OMP_THREADS_BIND="nobind")       # GiB
@@ -34,8 +34,8 @@ class VLLMEngine:
 
     def params(self, **how):
         """Only the chat template's end of turn ends a turn, whatever else the model's files call an end."""
-        return self.vllm.SamplingParams(logprobs=0, detokenize=False, ignore_eos=True,
-                                        output_kind=self.vllm.sampling_params.RequestOutputKind.FINAL_ONLY, **how)
+        final = self.vllm.sampling_params.RequestOutputKind.FINAL_ONLY
+        return self.vllm.SamplingParams(logprobs=0, detokenize=False, ignore_eos=True, output_kind=final, **how)
 
     def play(self, episodes, temperature=1.0, top_p=1.0, top_k=0, seed=0, progress=None):
         engine, asked, running = self.llm.llm_engine, {}, {}        # request id -> index, future -> index
@@ -78,7 +78,7 @@ class VLLMEngine:
     def load(self, pairs):
         """Take over the trainer's weights: (name, tensor) pairs under Hugging Face names.
 
-        Tied embeddings need both names; without `lm_head.weight` vLLM would keep its old head and say nothing.
+        Tied embeddings need both names; without `lm_head.weight` vLLM keeps its old head and says nothing.
         """
         if self.asleep:
             self.llm.wake_up(tags=["weights"])
@@ -96,13 +96,14 @@ def sampled(request):
 
 
 class URLEngine:
-    """Generation by an OpenAI-compatible chat endpoint; text only: for data and evaluation, not for training."""
+    """Generation by an OpenAI-compatible chat endpoint; text only: for data and evaluation, not training."""
 
     def __init__(self, url, model, concurrency=64, timeout=600):
         self.url, self.model, self.concurrency, self.timeout = url, model, concurrency, timeout
 
     def play(self, episodes, temperature=1.0, top_p=1.0, top_k=0, seed=0, progress=None):
-        body = dict(model=self.model, temperature=temperature, top_p=top_p, **({"top_k": top_k} if top_k else {}))
+        body = (dict(model=self.model, temperature=temperature, top_p=top_p)
+                | (dict(top_k=top_k) if top_k else {}))
 
         def run(e):
             seen = ""

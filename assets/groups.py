@@ -1,4 +1,4 @@
-"""Groups of rollouts as the trainer's batches: rows in which a group's prefix stands once, or plain padded rows."""
+"""Groups of rollouts as the trainer's batches: rows in which a group's prefix stands once, or padded rows."""
 from typing import NamedTuple
 
 import torch
@@ -42,8 +42,8 @@ def share_prefixes(groups, budget):
 def pack(row, device):
     """A row of `share_prefixes` -> inputs, predict, target for `LogProbs`; old_logps, advantages (N,).
 
-    The tokens are [prefix, r_1 ... r_G, next prefix ...]. A response goes on at its prefix's last position and
-    attends to the prefix and itself. Observations stay in it: `target` has the sampled tokens alone.
+    The tokens are [prefix, r_1 ... r_G, next prefix ...]. A response goes on at its prefix's last position
+    and attends to the prefix and itself. Observations stay in it: `target` has the sampled tokens alone.
     """
     lengths, parents, input_ids, loss_mask = [], [], [], []
     for part in row:

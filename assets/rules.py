@@ -69,7 +69,7 @@ PARSING = threading.Lock()
 
 
 def parse_code(text, mode="exec"):
-    """`ast.parse`, one thread at a time: in CPython 3.11 several at once can raise SystemError (gh-106905)."""
+    """`ast.parse`, one thread at a time: in CPython 3.11 several can raise SystemError (gh-106905)."""
     with PARSING:
         return ast.parse(text, mode=mode)
 

@@ -1,7 +1,7 @@
 """The toy world: two kinds of task that need several steps of Python, generated from a seed, without limit.
 
   python demo/world.py --out runs/demo/tasks --seed 0       # writes {bc,mps,dev,eval,pretrain}.jsonl
-  python demo/world.py --out runs/far --beyond 120          # and beyond.jsonl, tasks that are longer than all others
+  python demo/world.py --out runs/far --beyond 120   # and beyond.jsonl, tasks that are longer than all others
 
 Mathematics: "Lea has 6 pears, plus 3, times 2. How many pears does Lea have?"  One assignment a step.
 Search:      "What is Helix Nor's seat's ally?"  One `web_search("base of Helix Nor")` a step; questions use
@@ -116,10 +116,10 @@ def make_tasks(rng, split, count, seen, math=(2, 6), hops=(2, 5)):
 
 
 def make_pretraining(rng, count):
-    """Single-turn exercises in reading a list and writing code: the stand-in for a language model's pretraining.
+    """Single-turn exercises in reading a list and writing code: the stand-in for pretraining.
 
-    They teach the words, the paraphrases, to find what comes after an element of a list, and to write a list of
-    operations as one program. They hold no plan, no observation and no second turn: nothing of the agent loop.
+    They teach the words, the paraphrases, to find what comes after an element of a list, and to write a list
+    of operations as one program. They hold no plan, no observation, no second turn: nothing of the agent loop.
     """
     kinds = [listed_math, listed_search, searching, answering, program, program, links]
     for i in range(count):
