@@ -3,7 +3,7 @@
 The interpreter that runs the agent's code is in assets/sandbox.py: one sealed process per trajectory, with
 `run`, `fork` and `close`; what it covers and what not is said there. Its web search is in assets/search.py.
 Here, top-down: the turn grammar and the chat template (`Chat`), which make rollouts and training see the same
-tokens; `Episode`, one rollout in progress; `rollout`; and the engine that generates with a Transformers model.
+tokens; `Episode`, one rollout in progress; `rollout`; the engine that generates with a Transformers model.
 vLLM and endpoints are in assets/engines.py; all engines do the same: `play(episodes)`.
 """
 import functools
@@ -35,7 +35,7 @@ def step_of(messages):
 
 
 def act(content, step, interpreter):
-    """Run what the policy wrote as its turn -> Observation, or None if it has no plan (step 0) and no code."""
+    """Run what the policy wrote as its turn -> Observation, or None if there is no plan (step 0) or code."""
     if code := CODE.search(content):
         return interpreter.run(code[1].strip())
     return Observation("None", None, False) if step == 0 and PLAN.search(content) else None
@@ -66,7 +66,7 @@ class Chat:
         control = sorted({*tokenizer.all_special_tokens, *added}, key=len, reverse=True)
         self.control = re.compile("|".join(map(re.escape, control)) or r"(?!)")
         q, a, o = ({"role": r, "content": f"[[{i}]]"} for i, r in enumerate(("user", "assistant", "user")))
-        self.start, self.open = self.template([q], True).split("[[0]]")  # "<|im_end|>\n<|im_start|>assistant\n"
+        self.start, self.open = self.template([q], True).split("[[0]]")  # "<|im_end|>\n<|im_start|>assistant…"
         one, two = self.template([q, a]), self.template([q, a, o], True)
         self.close = one.split("[[1]]")[-1]                              # after the assistant, "<|im_end|>\n"
         self.between, last = two.split("[[1]]")[-1].split("[[2]]")        # … and on to the observation
@@ -186,7 +186,7 @@ class Episode:
 
 
 def make_episodes(starts, copies=1, max_steps=8, max_tokens=4096, search=None, skipped=None):
-    """Episodes ready to play, the copies of a start adjacent. A start whose prefix does not replay is appended
+    """Episodes ready to play, copies of a start adjacent. A start whose prefix does not replay is appended
     to `skipped` with the reason, or raises it (ReplayMismatch, SearchFailed) where there is no such list."""
     def prepare(start):
         try:
@@ -260,7 +260,7 @@ def append(layer, keys, values, *_, **__):
 class TorchEngine:
     """Generation with a Transformers model: one column of tokens per forward pass for all rows together.
 
-    A row's next token is sampled, or forced (the observation), or padding while its code runs: one stream with
+    A row's next token is sampled, forced (the observation), or padding while its code runs: one stream with
     one key–value cache, so nothing is prefilled twice and code runs beside generation. A prompt shared by a
     group is prefilled once.
     """
@@ -336,7 +336,7 @@ class Row:
         self.ids, self.logps, self.forced, self.running, self.done = [], [], [], None, False
 
     def next(self, token, logp, chat, pool):
-        """The row's next token: forced, or the `token` just drawn; None while its code runs and at its end."""
+        """The row's next token: forced, or the `token` just drawn; None while code runs and at the end."""
         if self.running and self.running.done():
             between, self.running = self.running.result(), None
             self.done = between is None
@@ -368,7 +368,7 @@ def load_model(path, dtype):
 
 
 def load_engine(kind, model, url=None):
-    """kind: torch | vllm | url. `model`: a Hugging Face folder or hub name; for url, the server's name for it."""
+    """kind: torch | vllm | url. `model`: a Hugging Face folder or hub name; for url, its name there."""
     if kind == "url":
         if not url:
             raise InputError("--engine url needs --student-url")
@@ -403,8 +403,8 @@ def sampling_from_args(args, salt=0):
 
 @functools.cache
 def all_ranks():
-    """The process group of torchrun's ranks. They find one another within minutes or give up, and then wait for
-    one another for days."""
+    """The process group of torchrun's ranks. They find one another within minutes or give up, then wait for one
+    another for days."""
     import torch.distributed
     torch.distributed.init_process_group("gloo", timeout=timedelta(minutes=5))
     return torch.distributed.new_group(timeout=timedelta(days=7))

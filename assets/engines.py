@@ -35,7 +35,8 @@ class VLLMEngine:
     def params(self, **how):
         """Only the chat template's end of turn ends a turn, whatever else the model's files call an end."""
         final = self.vllm.sampling_params.RequestOutputKind.FINAL_ONLY
-        return self.vllm.SamplingParams(logprobs=0, detokenize=False, ignore_eos=True, output_kind=final, **how)
+        return self.vllm.SamplingParams(logprobs=0, detokenize=False, ignore_eos=True, output_kind=final,
+                                        **how)
 
     def play(self, episodes, temperature=1.0, top_p=1.0, top_k=0, seed=0, progress=None):
         engine, asked, running = self.llm.llm_engine, {}, {}        # request id -> index, future -> index

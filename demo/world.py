@@ -119,7 +119,7 @@ def make_pretraining(rng, count):
     """Single-turn exercises in reading a list and writing code: the stand-in for pretraining.
 
     They teach the words, the paraphrases, to find what comes after an element of a list, and to write a list
-    of operations as one program. They hold no plan, no observation, no second turn: nothing of the agent loop.
+    of operations as one program. They hold no plan, observation or second turn: nothing of the agent loop.
     """
     kinds = [listed_math, listed_search, searching, answering, program, program, links]
     for i in range(count):
