@@ -66,7 +66,7 @@ class Chat:
         control = sorted({*tokenizer.all_special_tokens, *added}, key=len, reverse=True)
         self.control = re.compile("|".join(map(re.escape, control)) or r"(?!)")
         q, a, o = ({"role": r, "content": f"[[{i}]]"} for i, r in enumerate(("user", "assistant", "user")))
-        self.start, self.open = self.template([q], True).split("[[0]]")  # "<|im_end|>\n<|im_start|>assistant…"
+        self.start, self.open = self.template([q], True).split("[[0]]")  # "<|im_end|>\n<|im_start|>…"
         one, two = self.template([q, a]), self.template([q, a, o], True)
         self.close = one.split("[[1]]")[-1]                              # after the assistant, "<|im_end|>\n"
         self.between, last = two.split("[[1]]")[-1].split("[[2]]")        # … and on to the observation
@@ -403,8 +403,8 @@ def sampling_from_args(args, salt=0):
 
 @functools.cache
 def all_ranks():
-    """The process group of torchrun's ranks. They find one another within minutes or give up, then wait for one
-    another for days."""
+    """The process group of torchrun's ranks. They find one another within minutes or give up, and wait for
+    one another for days."""
     import torch.distributed
     torch.distributed.init_process_group("gloo", timeout=timedelta(minutes=5))
     return torch.distributed.new_group(timeout=timedelta(days=7))
