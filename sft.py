@@ -209,7 +209,7 @@ def micro_batches(examples, rank, world, args, device):
         return [pack([examples[i] for i in row] or [([0], [0])], device) for row in rows[rank::world]]
     examples, wave, micro = sorted(examples, key=lambda e: len(e[0])), world * args.micro_batch, []
     for i in range(0, len(examples), wave):                                # neighbours have similar lengths
-        batch = collate(examples[i:i + wave][rank::world], args.micro_batch)
+        batch = collate(examples[i:i + wave][rank::world], 1)
         ids, attention, loss = (x.to(device) for x in batch)
         micro.append((dict(input_ids=ids, attention_mask=attention), *marked(ids, loss)))
     return micro
