@@ -209,7 +209,7 @@ def micro_batches(examples, rank, world, args, device):
         return [pack([examples[i] for i in row] or [([0], [0])], device) for row in rows[rank::world]]
     examples, wave, micro = sorted(examples, key=lambda e: len(e[0])), world * args.micro_batch, []
     for i in range(0, len(examples), wave):                                # neighbours have similar lengths
-        batch = collate(examples[i:i + wave][rank::world], args.micro_batch)
+        batch = collate(examples[i:i + wave][rank::world], 1)
         ids, attention, loss = (x.to(device) for x in batch)
         micro.append((dict(input_ids=ids, attention_mask=attention), *marked(ids, loss)))
     return micro
@@ -250,18 +250,21 @@ def start_distributed():
 def load_policy(path, args):
     """-> LogProbs around the checkpoint (fp32 weights), tokenizer. Raises InputError with what is wrong."""
     model, tokenizer = load_model(path, torch.float32)
+    packed = getattr(args, "pack", False)
     ids = torch.arange(3, 11, device=model.device)               # any architecture that passes this will do
     try:
         policy = LogProbs(model)
         inputs, predict, target = pack([(ids.tolist(), [0] + [1] * 7)] * 2, model.device)
-        if not args.pack:
+        if not packed:
             inputs, predict, target = dict(input_ids=ids[None]), predict[:7], target[:7]
         with torch.no_grad():
             plain = torch.log_softmax(model(ids[None]).logits[0, :-1], -1).gather(1, ids[1:, None])[:, 0]
             torch.testing.assert_close(policy(inputs, predict, target)[-7:], plain, atol=1e-2, rtol=0)
-    except (ValueError, TypeError, AssertionError) as error:
-        raise InputError(f"cannot train {path!r}{' on packed rows (--no-pack?)' * args.pack}: "
-                         f"{str(error).splitlines()[0]}") from None
+    except AssertionError:
+        raise InputError(f"cannot train {path!r}: its logits are not output matrix times hidden states"
+                         + ", or its attention takes no packed rows (give --no-pack)" * packed) from None
+    except (ValueError, TypeError) as error:
+        raise InputError(f"cannot train {path!r}: {error}") from None
     if args.checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
     return policy, tokenizer

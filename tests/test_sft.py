@@ -196,6 +196,22 @@ def test_sliding_windows_are_refused_where_they_would_matter(documents):
     assert_same(results(policy, sft.pack(short)), results(policy, padded(short)))
 
 
+def test_an_architecture_that_computes_otherwise_is_refused(tmp_path, tokenizer):
+    args = sft.parse_args(["--model", "m", "--data", "d", "--out", "o"])
+    config = dict(vocab_size=512, hidden_size=32, intermediate_size=48, num_hidden_layers=2, eos_token_id=1,
+                  num_attention_heads=4, num_key_value_heads=2, initializer_range=0.5, pad_token_id=0)
+    tokenizer.save_pretrained(tmp_path)
+    for scaling in (1.0, 4.0):                                              # of the logits
+        torch.manual_seed(0)
+        transformers.GraniteForCausalLM(transformers.GraniteConfig(**config, logits_scaling=scaling)
+                                        ).save_pretrained(tmp_path)
+        if scaling == 1.0:
+            sft.load_policy(str(tmp_path), args)
+        else:
+            with pytest.raises(judge.InputError, match="not output matrix times hidden states"):
+                sft.load_policy(str(tmp_path), args)
+
+
 # ---- examples and rows ----
 
 def conversation(rng):
@@ -416,3 +432,32 @@ def test_ten_steps_equal_those_of_trl(tmp_path, checkpoint, data, tokenizer):
     assert len(theirs) == 10 and theirs[0][0] != theirs[-1][0]
     for a, b in zip(curve(tmp_path / "ours"), theirs, strict=True):
         assert a == pytest.approx(b, abs=1e-4)
+
+
+REAL = {"qwen2_5": ("<|im_end|>", ["<|im_start|>"], {}),
+        "llama3_1": ("<|eot_id|>", ["<|start_header_id|>", "<|end_header_id|>"],
+                     {"bos_token": "<|begin_of_text|>"}),
+        "qwen3": ("<|im_end|>", ["<|im_start|>"], {})}
+
+
+@pytest.mark.parametrize("name", REAL)
+def test_real_chat_templates_are_kept_to_the_character_or_refused(name):
+    """As published, in TRL's collection: Qwen2.5 and Llama 3.1 exactly; Qwen3 drops earlier reasoning."""
+    trl = pytest.importorskip("trl")
+    import env
+    import student
+    tokenizer, (eos, specials, more) = student.make_tokenizer(), REAL[name]
+    tokenizer.add_special_tokens({"eos_token": eos, "additional_special_tokens": specials, **more})
+    path = os.path.join(os.path.dirname(trl.__file__), "chat_templates", name + ".jinja")
+    tokenizer.chat_template = open(path, encoding="utf-8").read()
+    if name == "qwen3":
+        with pytest.raises(ValueError, match="rewrites history"):
+            env.Chat(tokenizer)
+        return
+    for messages in (conversation(random.Random(seed)) for seed in range(5)):
+        ids, mask = sft.encode(tokenizer, messages, 4096)
+        whole, ours = tokenizer.apply_chat_template(messages, tokenize=False), tokenizer.decode(ids)
+        assert whole.startswith(ours) and whole[len(ours):] in ("", "\n")
+        runs = itertools.groupby(zip(ids, mask), key=lambda pair: pair[1])
+        assert [tokenizer.decode([i for i, _ in run]) for trained, run in runs if trained] == [
+            m["content"] + eos for m in messages[1::2]]
