@@ -250,7 +250,7 @@ def start_distributed():
 def load_policy(path, args):
     """-> LogProbs around the checkpoint (fp32 weights), tokenizer. Raises InputError with what is wrong."""
     model, tokenizer = load_model(path, torch.float32)
-    packed = getattr(args, "pack", False)
+    packed = args.pack
     ids = torch.arange(3, 11, device=model.device)               # any architecture that passes this will do
     try:
         policy = LogProbs(model)
