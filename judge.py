@@ -150,7 +150,8 @@ class Teacher:
         self.counts, self.lock, self.slots = Counter(), threading.Lock(), threading.Semaphore(concurrency)
         self.asking = weakref.WeakValueDictionary()        # request: the lock of those who ask it
         try:
-            self.cache = sqlite3.connect(cache or "", timeout=60, check_same_thread=False, isolation_level=None)
+            self.cache = sqlite3.connect(cache or "", timeout=60, check_same_thread=False,
+                                         isolation_level=None)
             self.cache.execute("CREATE TABLE IF NOT EXISTS replies (request TEXT PRIMARY KEY, reply TEXT)")
         except sqlite3.Error as error:
             raise InputError(f"--teacher-cache {cache} cannot be used: {error}") from None
@@ -378,9 +379,9 @@ def audit(args):
                 raise InputError(f'{path}, task {task["id"]}: "steps" is not a list or "label" not a number')
         with ThreadPoolExecutor(args.concurrency) as pool:
             found = list(tqdm(pool.map(first_error, tasks), path, len(tasks)))
-        hits = [[k == t["label"] for k, t in zip(found, tasks) if (t["label"] >= 0) == wrong]
-                for wrong in (True, False)]
-        rates = [100 * sum(hit) / max(1, len(hit)) for hit in hits]
+        hits = [[k == t["label"] for k, t in zip(found, tasks) if (t["label"] < 0) == sound]
+                for sound in (False, True)]
+        rates = [100 * sum(group) / max(1, len(group)) for group in hits]
         scores.append(2 * rates[0] * rates[1] / max(1e-9, sum(rates)))
         print(f"{os.path.basename(path):30} {len(tasks):6} {rates[0]:7.1f} {rates[1]:8.1f} {scores[-1]:6.1f} "
               f"{found.count(None):9}")
