@@ -376,9 +376,9 @@ def audit(args):
                 raise InputError(f'{path}, task {task["id"]}: "steps" is not a list or "label" not a number')
         with ThreadPoolExecutor(args.concurrency) as pool:
             found = list(tqdm(pool.map(first_error, tasks), path, len(tasks)))
-        hits = [[k == t["label"] for k, t in zip(found, tasks) if (t["label"] >= 0) == wrong]
-                for wrong in (True, False)]
-        rates = [100 * sum(hit) / max(1, len(hit)) for hit in hits]
+        hits = [[k == t["label"] for k, t in zip(found, tasks) if (t["label"] < 0) == sound]
+                for sound in (False, True)]
+        rates = [100 * sum(group) / max(1, len(group)) for group in hits]
         scores.append(2 * rates[0] * rates[1] / max(1e-9, sum(rates)))
         print(f"{os.path.basename(path):30} {len(tasks):6} {rates[0]:7.1f} {rates[1]:8.1f} {scores[-1]:6.1f} "
               f"{found.count(None):9}")

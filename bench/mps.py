@@ -6,7 +6,7 @@
 Speed: tasks per minute of (a) a straightforward loop, one task after the other, on a few of the tasks, (b)
 waves, the student on all tasks, then the teacher on all, (c) mps.py, in which both work at the same time. The
 bound is the latency of all replies divided by the teacher's slots, or the seconds that the student's engine
-plays in this run, whichever is more; the engine's CPU-seconds show what smaller batches cost it.
+plays in this run, whichever is more; the CPU-seconds of its thread show what smaller batches cost it.
 
 Faults: mps.py as a user runs it, on the same tasks, (a) undisturbed, (b) with a teacher that spoils 10 % of
 its replies in each of six ways, (c) killed (kill -9) at ten random moments. The same tasks must be solved.
@@ -61,10 +61,10 @@ class Timed:
         self.engine, self.wall, self.cpu, self.batches = engine, 0.0, 0.0, 0
 
     def play(self, episodes, **sampling):
-        wall, cpu = time.perf_counter(), time.process_time()
+        wall, cpu = time.perf_counter(), time.thread_time()
         self.engine.play(episodes, **sampling)
         self.wall += time.perf_counter() - wall
-        self.cpu += time.process_time() - cpu
+        self.cpu += time.thread_time() - cpu
         self.batches += 1
 
 
@@ -133,18 +133,20 @@ def outcome(out):
 
 
 def run(command, kills=0, seconds=0.0):
-    """Run the command to its end, killing it `kills` times after a part of `seconds` -> its last line."""
-    dice = random.Random(0)
+    """Run the command to its end, killing it `kills` times after a part of `seconds` -> kills that hit it."""
+    dice, hits = random.Random(0), 0
     for _ in range(kills):
         with open(os.devnull, "w") as null:
             process = subprocess.Popen(command, stdout=null, stderr=null, start_new_session=True)
-        time.sleep(seconds * dice.uniform(0.05, 0.3))
+        time.sleep(seconds * dice.uniform(0.02, 0.18))
         if process.poll() is None:
             os.killpg(process.pid, signal.SIGKILL)
+            hits += 1
         process.wait()
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0 and "Traceback" not in done.stderr, done.stderr[-3000:]
-    return done.stdout.strip().splitlines()[-1]
+    print(done.stdout.strip().splitlines()[-1])
+    return hits
 
 
 def faults(args):
@@ -161,12 +163,12 @@ def faults(args):
                 start = time.perf_counter()
                 out = folder / re.sub(r"\W+", "-", name)
                 command = [sys.executable, str(ROOT / "mps.py"), *flags(args, url, out), "--corrections", "1"]
-                summary = run(command + more, kills, seconds)
+                hits = run(command + more, kills, seconds)
             seconds = seconds or time.perf_counter() - start
             n, solved, counts = outcome(out)
             expected = solved if expected is None else expected
-            print(f"{name}: {n} tasks, each once; {counts}; {len(solved)} right, the same set as "
-                  f"undisturbed: {solved == expected}; {summary}", flush=True)
+            print(f"{name}{f' ({hits} hit it at work)' * (kills > 0)}: {n} tasks, each once; {counts}; "
+                  f"{len(solved)} right, the same set as undisturbed: {solved == expected}", flush=True)
             if solved != expected:
                 print("    only here", sorted(solved - expected), "only there", sorted(expected - solved))
 

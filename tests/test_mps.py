@@ -58,7 +58,7 @@ def outcomes(records):
 
 
 def test_a_faulty_teacher_changes_nothing(teacher_url):
-    """10 % each: HTTP 500, 429 with Retry-After, silence, cut replies, half a text, steps that do not exist."""
+    """10 % each: HTTP 500, 429 with Retry-After, silence, cut replies, half texts, steps that do not exist."""
     flags = ["--port", "0", "--faults", "0.1", "--hang", "1"]
     server, url = demo_teacher.serve(demo_teacher.parse_args(flags))
     given = tasks(60)
