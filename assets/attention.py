@@ -13,9 +13,6 @@ import itertools
 
 import torch
 from torch.nn.functional import scaled_dot_product_attention
-from transformers import AttentionInterface
-from transformers.integrations.sdpa_attention import sdpa_attention_forward
-from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
 
 class Segments:
@@ -110,6 +107,7 @@ def attend(module, query, key, value, attention_mask, segments=None, scaling=Non
            sliding_window=None, **kwargs):
     """Transformers' attention interface: query (B, H, T, D), key and value (B, Hkv, T, D) -> (B, T, H, D)."""
     if segments is None:
+        from transformers.integrations.sdpa_attention import sdpa_attention_forward
         return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling,
                                       dropout=dropout, sliding_window=sliding_window, **kwargs)
     span = max(map(sum, zip(segments.lengths, segments.prefixes)))
@@ -146,6 +144,8 @@ def use_segments(model):
 
     A name without a mask function would get no padding mask at all, hence SDPA's is registered with it.
     """
+    from transformers import AttentionInterface            # takes seconds: not for --help or a wrong path
+    from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
     AttentionInterface.register("segments", attend)
     AttentionMaskInterface.register("segments", sdpa_mask)
     model.set_attn_implementation("segments")

@@ -65,7 +65,7 @@ def children(pid):
     return found - {pid}
 
 
-def eventually(condition, seconds=5):
+def eventually(condition, seconds=60):                     # as long as a busy machine may need
     end = time.monotonic() + seconds
     while not condition() and time.monotonic() < end:
         time.sleep(0.02)
