@@ -8,6 +8,7 @@ vLLM and endpoints are in assets/engines.py; all engines do the same: `play(epis
 """
 import functools
 import os
+import random
 import re
 import zlib
 from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
@@ -307,8 +308,9 @@ class TorchEngine:
         dice = (torch.Generator().manual_seed(e.dice(seed)) for e in episodes)
         rows = [Row(e, torch.rand(1 + e.room, generator=die)) for e, die in zip(episodes, dice)]
         while rows:
-            if all(r.running or r.done for r in rows) and any(r.running for r in rows):
-                wait([r.running for r in rows if r.running], return_when=FIRST_COMPLETED)
+            busy = lambda: [r.running for r in rows if r.running and not r.running.done()]
+            while 2 * len(busy()) > sum(not r.done for r in rows):             # a column costs as much for them
+                wait(busy(), return_when=FIRST_COMPLETED)
             uniform = torch.stack([r.uniform[r.drawn] for r in rows]).to(logits.device)
             tokens, logps = (x.tolist() for x in sample(logits, uniform, *how))
             column = [r.next(t, p, self.chat, pool) for r, t, p in zip(rows, tokens, logps)]
@@ -408,6 +410,11 @@ def all_ranks():
     import torch.distributed
     torch.distributed.init_process_group("gloo", timeout=timedelta(minutes=5))
     return torch.distributed.new_group(timeout=timedelta(days=7))
+
+
+def part_of_rank(tasks, rank, world):
+    """A random part, for where kinds of task alternate in a file, one rank would get all the long ones."""
+    return random.Random(0).sample(tasks, len(tasks))[rank::world]
 
 
 def wait_for_ranks(world):

@@ -6,7 +6,7 @@
 
   CPU     python eval.py run --model ckpt/rl --tasks tasks/eval.jsonl --out eval/rl-greedy --greedy
   1 GPU   python eval.py run --model ckpt/rl --tasks bench/*/test.jsonl --out eval/rl --engine vllm --runs 4
-  8 GPUs  torchrun --nproc_per_node 8 eval.py run …the same flags…       (each rank takes every eighth task)
+  8 GPUs  torchrun --nproc_per_node 8 eval.py run …the same flags…       (each rank takes an eighth of the tasks)
 
 Public sets are read as they are; the name of a file (of its folder, for a test.jsonl) is its benchmark and
 decides the metric. ± is the standard error over tasks. A task without an answer scores 0 and is counted as
@@ -283,7 +283,7 @@ def run(args, engine=None):
     todo = [task for key, task in wanted.items() if key not in done]
     if rank == 0:
         print(f"{len(wanted)} rollouts, {len(wanted) - len(todo)} of them already there", flush=True)
-    if mine := todo[rank::world]:
+    if mine := env.part_of_rank(todo, rank, world):
         play(args, mine, rank, engine)
     env.wait_for_ranks(world)
 

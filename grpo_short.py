@@ -42,8 +42,8 @@ from concurrent.futures import ThreadPoolExecutor
 import torch
 
 from assets.groups import Rollout, pack, pad, share_prefixes
-from env import (Chat, TorchEngine, VLLMEngine, add_env_flags, add_sampling_flags, make_episodes, rollout,
-                 sampling_from_args, search_from_args, step_of)
+from env import (Chat, TorchEngine, VLLMEngine, add_env_flags, add_sampling_flags, make_episodes,
+                 part_of_rank, rollout, sampling_from_args, search_from_args, step_of)
 from judge import (BadReply, Help, InputError, Teacher, add_teacher_flags, append_jsonl, cli, correct_answer,
                    key_step_reward, read_jsonl, read_tasks, render, same_step_cheap, save_args)
 from mps import step_at
@@ -308,8 +308,8 @@ def make_engine(args, engine, tokenizer, device, probe):
 def evaluate(generator, tasks, search, args):
     """Share of the held-out tasks solved greedily, this rank's part of them summed over ranks."""
     rank, world = torch.distributed.get_rank(), torch.distributed.get_world_size()
-    played = rollout(generator, tasks[rank::world], max_steps=args.max_steps, max_tokens=args.max_tokens,
-                     search=search, temperature=0)
+    played = rollout(generator, part_of_rank(tasks, rank, world), max_steps=args.max_steps,
+                     max_tokens=args.max_tokens, search=search, temperature=0)
     right, n = sum_over_ranks(
         sum(correct_answer(None, t["question"], t["prediction"], t["answer"]) for t in played), len(played))
     return right / n

@@ -34,8 +34,8 @@ import threading
 from collections import Counter, deque
 from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 
-from env import (Episode, Interpreter, add_env_flags, add_sampling_flags, load_engine, sampling_from_args,
-                 search_from_args, step_of, wait_for_ranks)
+from env import (Episode, Interpreter, add_env_flags, add_sampling_flags, load_engine, part_of_rank,
+                 sampling_from_args, search_from_args, step_of, wait_for_ranks)
 from judge import (BadReply, Help, InputError, Teacher, add_teacher_flags, append_jsonl, cli, correct_answer,
                    read_tasks, resume_jsonl, save_args)
 
@@ -265,37 +265,45 @@ def write_jsonl(path, records):
 
 def play(tasks, engine, teacher, search, args, done):
     """Every task to its outcome: the student plays a batch of what is ready while the teacher, in threads,
-    works on the other tasks. done(mentored) is called, in one of the threads, as each is settled."""
-    tasks, ready, reviews = deque(tasks), deque(), set()
-    most = 2 * args.batch + args.concurrency    # one batch plays, one waits, the others are with the teacher
-    sampling = sampling_from_args(args)
+    works on the other tasks. done(mentored) is called, in one of the threads, as each is settled.
 
-    def review(mentored, run):
-        """Until the student is needed -> its episodes, or None at the end. A server plays them at once."""
-        for episodes in run:
-            if args.engine != "url":
+    New tasks make a batch of their own: rows that start and end together are the cheapest to generate.
+    """
+    tasks, ready, reviews = deque(tasks), deque(), set()
+    most, sampling = args.batch + args.concurrency, sampling_from_args(args)
+
+    def begin(task):
+        e = Episode(task, Interpreter(search), max_steps=args.max_steps, max_tokens=args.max_tokens)
+        mentored = Mentored(task, e, teacher, args)
+        run = mentored.run()
+        return mentored, run, next(run)
+
+    def review(mentored, run, episodes):
+        """After `episodes` -> what the student plays next, or None: it is settled. A server plays at once."""
+        while episodes:
+            if args.engine == "url":
+                engine.play(episodes, **sampling)
+            episodes = next(run, None)
+            if episodes and args.engine != "url":
                 return mentored, run, episodes
-            engine.play(episodes, **sampling)
         done(mentored)
 
     with ThreadPoolExecutor(args.concurrency) as pool:
         try:
             while tasks or ready or reviews:
-                while tasks and len(ready) < args.batch and len(ready) + len(reviews) < most:
-                    e = Episode(task := tasks.popleft(), Interpreter(search), max_steps=args.max_steps,
-                                max_tokens=args.max_tokens)
-                    mentored = Mentored(task, e, teacher, args)
-                    if args.engine == "url":
-                        reviews.add(pool.submit(review, mentored, mentored.run()))
-                    else:
-                        ready.append(review(mentored, mentored.run()))
-                enough = len(ready) >= args.batch / 8              # fewer are slow for what they are
+                new = tasks and len(ready) < args.batch and len(ready) + len(reviews) <= most
+                enough = new or len(ready) >= args.batch / 2           # fewer are slow for what they are
                 finished, reviews = wait(reviews, 0 if enough else None, FIRST_COMPLETED)
                 ready += filter(None, (job.result() for job in finished))
-                if ready and (enough or not reviews):
+                if new:
+                    batch = [begin(tasks.popleft()) for _ in range(min(len(tasks), args.batch))]
+                elif enough or not reviews:
                     batch = [ready.popleft() for _ in range(min(len(ready), args.batch))]
+                else:
+                    continue
+                if args.engine != "url":
                     engine.play([e for _, _, episodes in batch for e in episodes], **sampling)
-                    reviews |= {pool.submit(review, mentored, run) for mentored, run, _ in batch}
+                reviews |= {pool.submit(review, *one) for one in batch}
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
 
@@ -311,7 +319,7 @@ def main(args):
     merged, shard = os.path.join(args.out, "mps.jsonl"), os.path.join(args.out, f"mps.rank{rank}.jsonl")
     finished = {r["id"] for path in [merged, *glob.glob(os.path.join(args.out, "mps.rank*.jsonl"))]
                 for r in resume_jsonl(path)}
-    todo = [t for t in tasks if t["id"] not in finished][rank::world]
+    todo = part_of_rank([t for t in tasks if t["id"] not in finished], rank, world)
     wait_for_ranks(world)  # nobody writes before all have read
     if todo:
         engine = load_engine(args.engine, args.student, url=args.student_url)
