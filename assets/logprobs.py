@@ -40,7 +40,7 @@ class TokenLogProbs(torch.autograd.Function):
     The backward pass recomputes the probabilities of every chunk but the last. Those are kept: it starts with
     them, so the peak is the same, and where all tokens fit into one chunk nothing is computed twice.
     """
-    LOGITS = 1 << 26                                                       # in a chunk: 256 MiB of fp32
+    LOGITS = 1 << 27                                                       # in a chunk: 512 MiB of fp32
 
     @staticmethod
     def chunk(hidden, weight, target, temperature):
@@ -56,11 +56,12 @@ class TokenLogProbs(torch.autograd.Function):
     @staticmethod
     def forward(ctx, hidden, weight, target, temperature):
         ctx.save_for_backward(hidden, weight, target)
-        ctx.size, ctx.temperature, ctx.probs = max(1, TokenLogProbs.LOGITS // len(weight)), temperature, None
-        logps = []
-        for h, t in zip(hidden.split(ctx.size), target.split(ctx.size)):
+        n, size = len(hidden), max(1, TokenLogProbs.LOGITS // len(weight))
+        ctx.temperature, ctx.probs, logps = temperature, None, []
+        ctx.chunks = [slice(max(0, end - size), end) for end in range(n, 0, -size)] or [slice(0)]
+        for at in reversed(ctx.chunks):                                    # the first one is the short one
             ctx.probs = None                                               # before the next chunk is made
-            chosen, ctx.probs = TokenLogProbs.chunk(h, weight, t, temperature)
+            chosen, ctx.probs = TokenLogProbs.chunk(hidden[at], weight, target[at], temperature)
             logps.append(chosen)
         return torch.cat(logps)
 
@@ -68,9 +69,7 @@ class TokenLogProbs(torch.autograd.Function):
     def backward(ctx, grad):
         hidden, weight, target = ctx.saved_tensors
         to_hidden, to_weight = torch.empty_like(hidden), None
-        starts = range(0, max(1, len(hidden)), ctx.size)
-        for i in reversed(starts):
-            at = slice(i, i + ctx.size)
+        for at in ctx.chunks:
             probs, ctx.probs = ctx.probs, None
             if probs is None:
                 probs = TokenLogProbs.chunk(hidden[at], weight, target[at], ctx.temperature)[1]
