@@ -267,6 +267,9 @@ class TorchEngine:
     """
 
     def __init__(self, model, tokenizer, batch=128):
+        from assets.attention import use_segments
+        if model.config._attn_implementation == "sdpa":
+            use_segments(model)                            # decodes without copies of keys and values
         self.model, self.chat, self.batch = model, Chat(tokenizer), batch
 
     def play(self, episodes, temperature=1.0, top_p=1.0, top_k=0, seed=0, progress=None):
@@ -309,7 +312,7 @@ class TorchEngine:
         rows = [Row(e, torch.rand(1 + e.room, generator=die)) for e, die in zip(episodes, dice)]
         while rows:
             busy = lambda: [r.running for r in rows if r.running and not r.running.done()]
-            while 2 * len(busy()) > sum(not r.done for r in rows):             # a column costs as much for them
+            while 2 * len(busy()) > sum(not r.done for r in rows):          # a column costs as much for them
                 wait(busy(), return_when=FIRST_COMPLETED)
             uniform = torch.stack([r.uniform[r.drawn] for r in rows]).to(logits.device)
             tokens, logps = (x.tolist() for x in sample(logits, uniform, *how))

@@ -106,6 +106,11 @@ def compiled_flex_attention():
 def attend(module, query, key, value, attention_mask, segments=None, scaling=None, dropout=0.0,
            sliding_window=None, **kwargs):
     """Transformers' attention interface: query (B, H, T, D), key and value (B, Hkv, T, D) -> (B, T, H, D)."""
+    shared = query.shape[1] // key.shape[1]                # heads of queries that see the same keys
+    if segments is None and query.shape[2] == 1 and shared > 1:            # they become queries of one head,
+        q = query.reshape(len(query), key.shape[1], shared, -1)            # no key or value is repeated
+        out = scaled_dot_product_attention(q, key, value, attention_mask, scale=scaling)
+        return out.reshape(len(query), 1, query.shape[1], -1), None
     if segments is None:
         from transformers.integrations.sdpa_attention import sdpa_attention_forward
         return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling,
@@ -114,12 +119,11 @@ def attend(module, query, key, value, attention_mask, segments=None, scaling=Non
     if dropout or sliding_window is not None and span > sliding_window:
         raise ValueError("packed rows know no attention dropout and no sliding window shorter than a "
                          "trajectory; give --no-pack")
-    gqa = query.shape[1] != key.shape[1]
     half = query.is_cuda and query.dtype != torch.float32
     backend = segments.backend or ("flash" if half else "sdpa")
     if backend == "flex":
         out = compiled_flex_attention()(query, key, value, block_mask=segments.block_mask, scale=scaling,
-                                        enable_gqa=gqa)
+                                        enable_gqa=shared > 1)
         return out.transpose(1, 2), None
     q, k, v = (x[0].transpose(0, 1) for x in (query, key, value))                         # (T, H, D)
     if backend == "flash":
@@ -127,10 +131,10 @@ def attend(module, query, key, value, attention_mask, segments=None, scaling=Non
         keys, of_queries, of_keys = segments.cumulative
         k, v = (x if keys is None else x[keys] for x in (k, v))
         out = varlen_attn(q, k, v, of_queries, of_keys, max(segments.lengths), span, scale=scaling,
-                          window_size=(-1, 0), enable_gqa=gqa)             # causal, aligned to the last key
+                          window_size=(-1, 0), enable_gqa=shared > 1)       # causal, aligned to the last key
         return out[None], None
-    if gqa and query.is_cuda:                              # under a mask, CUDA's SDPA wants equal heads
-        k, v = (x.repeat_interleave(query.shape[1] // key.shape[1], 1) for x in (k, v))
+    if shared > 1 and query.is_cuda:                       # under a mask, CUDA's SDPA wants equal heads
+        k, v = (x.repeat_interleave(shared, 1) for x in (k, v))
     calls, order = segments.calls
     take = lambda x, index: x.index_select(0, index.flatten()).unflatten(0, index.shape).transpose(1, 2)
     outs = [scaled_dot_product_attention(take(q, queries), take(k, keys), take(v, keys), mask, scale=scaling,
@@ -140,7 +144,7 @@ def attend(module, query, key, value, attention_mask, segments=None, scaling=Non
 
 
 def use_segments(model):
-    """Let the model take packed rows (`segments=` and its position_ids); without, it is what it was.
+    """Let the model take packed rows (`segments=` and its position_ids); without, it computes what it did.
 
     A name without a mask function would get no padding mask at all, hence SDPA's is registered with it.
     """

@@ -29,20 +29,7 @@ if [ -z "$out" ]; then
 fi
 [ -z "$fresh" ] || rm -rf "$out"
 
-# ---- sizes: what the twelve minutes are spent on ----
-bc=600 mps=1300 dev=200 eval=400                                       # tasks
-pretrain=(--steps 800 --batch 32 --micro-batch 16 --lr 3e-3 --weight-decay 0)
-clone=(--steps 400 --batch 16 --micro-batch 8 --lr 3e-3 --weight-decay 0)
-correct=(--steps 250 --batch 16 --micro-batch 8 --lr 1e-3 --weight-decay 0)
-reinforce=(--steps 36 --prompts 24 --group 8 --mini-batch 12 --micro-batch 32 --lr 2e-4 --weight-decay 0)
-if [ -n "$quick" ]; then
-    bc=40 mps=24 dev=16 eval=12
-    pretrain=(--steps 30 --batch 32 --micro-batch 16 --lr 3e-3)
-    clone=(--steps 20 --batch 16 --micro-batch 8 --lr 2e-3)
-    correct=(--steps 10 --batch 16 --micro-batch 8 --lr 1e-3)
-    reinforce=(--steps 2 --prompts 4 --group 4 --mini-batch 4 --micro-batch 32 --lr 2e-4)
-fi
-
+source demo/sizes.sh                                                       # what the minutes are spent on
 source demo/venv.sh
 export OMP_WAIT_POLICY=passive TOKENIZERS_PARALLELISM=false            # several processes share few cores
 export DS_ACCELERATOR=${DS_ACCELERATOR:-cpu} CUDA_VISIBLE_DEVICES= HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1
@@ -70,7 +57,6 @@ stage() {                                                  # stage NAME TITLE CO
     touch "$out/done/$name"
 }
 ranks=(-m torch.distributed.run --standalone --nproc_per_node 2)       # torchrun
-steps=(--max-steps 8 --max-tokens 240)
 
 stage tasks "tasks" \
     "$python" demo/world.py --out "$out/tasks" --seed "$seed" --bc $bc --mps $mps --dev $dev --eval $eval
@@ -78,28 +64,28 @@ stage init "student: random weights" \
     "$python" demo/student.py --out "$out/ckpt/init" --seed "$seed"
 stage base "student: stand-in for pretraining" \
     "$python" "${ranks[@]}" sft.py --model "$out/ckpt/init" --data "$out/tasks/pretrain.jsonl" --out "$out/ckpt/base" \
-    "${pretrain[@]}" --seed "$seed"
+    --steps $pretrain_steps "${pretrain[@]}" --seed "$seed"
 stage demonstrate "1 BC: the teacher demonstrates" \
     "$python" bc.py --tasks "$out/tasks/bc.jsonl" --out "$out/bc.jsonl" "${teacher[@]}"
 stage bc "1 BC: the student clones" \
     "$python" "${ranks[@]}" sft.py --model "$out/ckpt/base" --data "$out/bc.jsonl" --out "$out/ckpt/bc" \
-    "${clone[@]}" --seed "$seed"
+    --steps $clone_steps "${clone[@]}" --seed "$seed"
 stage mps "2 MPS: the student acts, the teacher corrects its first wrong step" \
     "$python" "${ranks[@]}" mps.py --tasks "$out/tasks/mps.jsonl" --student "$out/ckpt/bc" --out "$out/mps" \
-    --rl-easy 0.5 "${teacher[@]}" "${steps[@]}"
+    --rl-easy 0.5 "${teacher[@]}" "${limits[@]}"
 stage sft "3 SFT on corrected trajectories" \
     "$python" "${ranks[@]}" sft.py --model "$out/ckpt/bc" --data "$out/mps/sft.jsonl" --out "$out/ckpt/sft" \
-    "${correct[@]}" --seed "$seed"
+    --steps $correct_steps "${correct[@]}" --seed "$seed"
 stage rl "4 short-horizon GRPO" \
     "$python" "${ranks[@]}" grpo_short.py --model "$out/ckpt/sft" --data "$out/mps/rl.jsonl" --out "$out/ckpt/rl" \
-    "${teacher[@]}" "${steps[@]}" "${reinforce[@]}" --seed "$seed"
+    "${teacher[@]}" "${limits[@]}" --steps $reinforce_steps "${reinforce[@]}" --seed "$seed"
 for model in bc sft rl; do
     for decoding in greedy sampled; do
         flags=(); [ $decoding = sampled ] || flags=(--greedy)
         stage "eval-$model-$decoding" "evaluation: $model, $decoding" \
             "$python" "${ranks[@]}" eval.py run --model "$out/ckpt/$model" --tasks "$out/tasks/eval.jsonl" \
             --out "$out/eval/$model-$decoding" --name "$model-$decoding" --metric rule --sampling-seed "$seed" \
-            "${world[@]}" "${steps[@]}" "${flags[@]}"
+            "${world[@]}" "${limits[@]}" "${flags[@]}"
     done
 done
 echo "== the table"

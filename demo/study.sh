@@ -38,20 +38,7 @@ for arm in $arms; do
     case " $main $controls " in *" $arm "*) ;; *) echo "demo/study.sh: no arm '$arm'" >&2; exit 2 ;; esac
 done
 
-# ---- sizes: the demo's, and what the other arms get ----
-bc=600 mps=1300 dev=200 eval=400 beyond=120                                    # tasks
-pretrain=(--steps 800 --batch 32 --micro-batch 16 --lr 3e-3 --weight-decay 0)
-clone=(--batch 16 --micro-batch 8 --lr 3e-3 --weight-decay 0) clone_steps=400
-correct=(--batch 16 --micro-batch 8 --lr 1e-3 --weight-decay 0) correct_steps=250
-reinforce=(--steps 36 --prompts 24 --group 8 --mini-batch 12 --micro-batch 32 --lr 2e-4 --weight-decay 0)
-more_steps=2400                                                                # of SFT: the seconds of the RL arm
-if [ -n "$quick" ]; then
-    bc=40 mps=24 dev=16 eval=12 beyond=8
-    pretrain=(--steps 30 --batch 32 --micro-batch 16 --lr 3e-3)
-    clone_steps=20 correct_steps=8 more_steps=8
-    reinforce=(--steps 2 --prompts 4 --group 4 --mini-batch 4 --micro-batch 32 --lr 2e-4)
-fi
-
+source demo/sizes.sh
 source demo/venv.sh
 export OMP_WAIT_POLICY=passive TOKENIZERS_PARALLELISM=false OMP_NUM_THREADS=1 LOCAL_WORLD_SIZE=$jobs
 export DS_ACCELERATOR=${DS_ACCELERATOR:-cpu} CUDA_VISIBLE_DEVICES= HF_HUB_OFFLINE=1
@@ -74,8 +61,6 @@ serve() {                      # serve [FLAGS]: the teacher and the search engin
     world=(--search "http:$url/search" --no-preload)
     teacher=(--teacher-url "$url" "${world[@]}")
 }
-limits=(--max-steps 8 --max-tokens 240)
-far=(--max-steps 10 --max-tokens 360)                                          # for tasks of up to 8 operations
 demonstrate() {                # NAME TASKS
     stage "demonstrate-$1" "$python" bc.py --tasks "$2" --out "$dir/$1.jsonl" "${teacher[@]}"
 }
@@ -92,7 +77,7 @@ mentor() {                     # NAME TASKS STUDENT [FLAGS]
 rl() {                         # NAME FROM [FLAGS]
     local name=$1 from=$2; shift 2
     stage "$name" "$python" grpo_short.py --model "$from" --data "$dir/mps/rl.jsonl" --out "$dir/ckpt/$name" \
-        "${teacher[@]}" "${limits[@]}" "${reinforce[@]}" --seed "$seed" "$@"
+        "${teacher[@]}" "${limits[@]}" --steps $reinforce_steps "${reinforce[@]}" --seed "$seed" "$@"
 }
 evaluate() {                   # NAME [greedy] [sampled] [beyond]
     local name=$1 how tasks flags; shift
@@ -111,8 +96,7 @@ prepare() {                    # what all arms of a seed share: tasks, BC-init, 
     stage tasks "$python" demo/world.py --out "$dir/tasks" --seed "$seed" --bc $bc --mps $mps --dev $dev --eval $eval \
         --beyond $beyond
     stage init "$python" demo/student.py --out "$dir/ckpt/init" --seed "$seed"
-    stage base "$python" sft.py --model "$dir/ckpt/init" --data "$dir/tasks/pretrain.jsonl" --out "$dir/ckpt/base" \
-        "${pretrain[@]}" --seed "$seed"
+    train base "$dir/ckpt/init" $pretrain_steps "${pretrain[*]}" "$dir/tasks/pretrain.jsonl"
     demonstrate bc "$dir/tasks/bc.jsonl"
     train bc "$dir/ckpt/base" $clone_steps "${clone[*]}" "$dir/bc.jsonl"
     mentor mps "$dir/tasks/mps.jsonl" "$dir/ckpt/bc"
@@ -181,7 +165,7 @@ fi
 
 # ---- the study: first what a seed shares, then its arms, seed by seed ----
 mkdir -p "$out"
-settings="$quick $(sed -n '/^# ---- sizes/,/^fi/p' "$0" | cksum)"
+settings="$quick $(cksum < demo/sizes.sh)"
 if [ -e "$out/settings" ] && [ "$(cat "$out/settings")" != "$settings" ]; then
     echo "demo/study.sh: $out was made with other sizes; give another --out" >&2; exit 2
 fi

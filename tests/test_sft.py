@@ -187,6 +187,20 @@ def test_flash_and_flex_attention_are_called_for_what_sdpa_computes(policy, grou
     assert_same(results(policy, batch), results(policy, plain))
 
 
+def test_decoding_shares_keys_between_heads_as_sdpa_does():
+    from transformers.integrations.sdpa_attention import sdpa_attention_forward
+
+    import assets.attention
+    module = torch.nn.Module()
+    module.num_key_value_groups, module.is_causal = 3, True
+    torch.manual_seed(0)
+    query, key, value = torch.randn(5, 6, 1, 8), torch.randn(5, 2, 7, 8), torch.randn(5, 2, 7, 8)
+    for mask in (None, torch.rand(5, 1, 1, 7) < 0.7):
+        found, expected = (attend(module, query, key, value, mask, scaling=0.5)[0]
+                           for attend in (assets.attention.attend, sdpa_attention_forward))
+        torch.testing.assert_close(found, expected)
+
+
 def test_sliding_windows_are_refused_where_they_would_matter(documents):
     window = dict(use_sliding_window=True, sliding_window=64, max_window_layers=0)
     policy = sft.LogProbs(tiny("qwen2", **window))

@@ -1,0 +1,14 @@
+# Sizes for run.sh and study.sh, which source this file; $quick: a smoke run.
+bc=600 mps=1300 dev=200 eval=400 beyond=120                                    # tasks
+pretrain_steps=800 pretrain=(--batch 32 --micro-batch 16 --lr 3e-3 --weight-decay 0)
+clone_steps=400    clone=(--batch 16 --micro-batch 8 --lr 3e-3 --weight-decay 0)
+correct_steps=250  correct=(--batch 16 --micro-batch 8 --lr 1e-3 --weight-decay 0)
+more_steps=1800                                                                # of SFT: the seconds of the RL arm
+reinforce_steps=48 reinforce=(--prompts 24 --group 8 --mini-batch 12 --micro-batch 32 --lr 2e-4 --weight-decay 0)
+limits=(--max-steps 8 --max-tokens 240)
+far=(--max-steps 10 --max-tokens 360)                                          # for tasks of up to 8 operations
+if [ -n "$quick" ]; then
+    bc=40 mps=24 dev=16 eval=12 beyond=8
+    pretrain_steps=30 clone_steps=20 correct_steps=10 more_steps=10 reinforce_steps=2
+    reinforce=(--prompts 4 --group 4 --mini-batch 4 --micro-batch 32 --lr 2e-4)
+fi
