@@ -6,6 +6,7 @@ Here, top-down: the turn grammar and the chat template (`Chat`), which make roll
 tokens; `Episode`, one rollout in progress; `rollout`; the engine that generates with a Transformers model.
 vLLM and endpoints are in assets/engines.py; all engines do the same: `play(episodes)`.
 """
+import contextlib
 import functools
 import os
 import random
@@ -357,17 +358,24 @@ class Row:
         return token
 
 
+@contextlib.contextmanager
+def named_on_error(path):
+    """What Transformers says of a folder that holds no chat model, in one line that names it."""
+    try:
+        yield
+    except (OSError, ValueError) as error:
+        raise InputError(f"cannot use the model {path!r}: {' '.join(str(error).split())[:300]}") from None
+
+
 def load_model(path, dtype):
     """-> model on this rank's device, tokenizer. Raises InputError for anything that is no chat model."""
     import torch
     import transformers
     transformers.utils.logging.disable_progress_bar()
-    try:
+    with named_on_error(path):
         tokenizer = transformers.AutoTokenizer.from_pretrained(path)
         Chat(tokenizer)
         model = transformers.AutoModelForCausalLM.from_pretrained(path, dtype=dtype)
-    except (OSError, ValueError) as error:
-        raise InputError(f"cannot use the model {path!r}: {' '.join(str(error).split())[:300]}") from None
     cuda = f"cuda:{os.environ.get('LOCAL_RANK', 0)}"
     return model.to(cuda if torch.cuda.is_available() else "cpu"), tokenizer
 
@@ -380,7 +388,10 @@ def load_engine(kind, model, url=None):
         return URLEngine(url, model)
     if kind == "vllm":
         import transformers
-        return VLLMEngine(model, Chat(transformers.AutoTokenizer.from_pretrained(model)))
+        with named_on_error(model):
+            chat = Chat(transformers.AutoTokenizer.from_pretrained(model))
+            dtype = transformers.AutoConfig.from_pretrained(model).dtype or "auto"     # its "auto" halves fp32
+        return VLLMEngine(model, chat, dtype=dtype)
     return TorchEngine(*load_model(model, "auto"))
 
 

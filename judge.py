@@ -95,7 +95,8 @@ for scheme in ("http://", "https://"):
 
 
 def endpoint(url):
-    """http://localhost:8000 -> http://localhost:8000/v1"""
+    """localhost:8000 or http://localhost:8000 -> http://localhost:8000/v1"""
+    url = url if "://" in url else "http://" + url
     return url.rstrip("/") + ("" if re.search(r"/v\d+/?$", url) else "/v1")
 
 

@@ -1,4 +1,4 @@
-"""GRPO with vLLM in the trainer's process (CPU build): the same updates on any number of ranks and ZeRO stage."""
+"""vLLM in the process (CPU build): the same updates on any number of ranks and ZeRO stage, the same rollouts."""
 import os
 import subprocess
 import sys
@@ -48,12 +48,34 @@ def drive(ranks, zero, student, records, out, teacher_url):
     return {z: test_stages.lines(f"{out}-{z}/metrics.jsonl") for z in zero.split(",")}
 
 
-def test_ranks_and_zero_stages_make_the_same_first_update(tokenizer, records, tmp_path, teacher_url):
-    import student
-    path = train(student.make_model(tokenizer, width=64), tokenizer, records, tmp_path)
-    one = drive(1, "0", path, records, tmp_path / "one", teacher_url)["0"]
+@pytest.fixture(scope="module")
+def student(tmp_path_factory, tokenizer, records):
+    from student import make_model
+    return train(make_model(tokenizer, width=64), tokenizer, records, tmp_path_factory.mktemp("student"))
+
+
+def test_mps_and_eval_act_as_with_the_engine_of_torch(student, tmp_path, teacher_url):
+    tasks = test_stages.write(tmp_path / "tasks.jsonl", test_stages.tasks(12))
+    flags = ["--tasks", tasks, "--search", f"http:{teacher_url}/search", "--max-tokens", 120]
+    acted = {}
+    for engine, ranks in ("torch", 1), ("vllm", 2):
+        out = tmp_path / engine
+        test_stages.script("eval.py", "run", "--model", student, "--out", out, *flags, "--metric", "rule", "--greedy",
+                           "--engine", engine, ranks=ranks)
+        acted[engine] = {r["id"]: r["messages"] for r in test_stages.lines(out / "predictions.jsonl")}
+    assert len(acted["vllm"]) == 12 and acted["vllm"] == acted["torch"]
+    test_stages.script("mps.py", "--student", student, "--out", tmp_path / "mps", *flags, "--teacher-url", teacher_url,
+                       "--engine", "vllm", ranks=2)
+    found = test_stages.lines(tmp_path / "mps" / "mps.jsonl")
+    assert len({r["id"] for r in found}) == len(found) == 12
+    assert all(r["outcome"] in ("solved", "corrected", "hard") for r in found)
+    assert any(r["interventions"] for r in found)
+
+
+def test_ranks_and_zero_stages_make_the_same_first_update(student, records, tmp_path, teacher_url):
+    one = drive(1, "0", student, records, tmp_path / "one", teacher_url)["0"]
     assert one[0]["updates"] and one[0]["grad_norm"] > 1e-2 and one[0]["zero_variance"] < 1
-    for zero, rows in drive(2, "0,2,3", path, records, tmp_path / "two", teacher_url).items():
+    for zero, rows in drive(2, "0,2,3", student, records, tmp_path / "two", teacher_url).items():
         assert [rows[0][k] for k in KEYS] == pytest.approx([one[0][k] for k in KEYS], abs=1e-4), zero
         assert all(r["logp_gap"] < 1e-4 and r["sync_gap"] < 1e-4 for r in rows), zero
 
