@@ -347,12 +347,14 @@ CRASHES = {                                                # each ends in an err
 @pytest.mark.parametrize("name", CRASHES)
 def test_crashes(py, name):
     py.run("keep = 1")
-    before = len(children(os.getpid()))
+    crashed, zygote = py.pid, sandbox.ZYGOTE.process.pid
     seen = py.run(CRASHES[name])
     assert seen.error or name in ("breaks builtins", "breaks json", "no recursion allowed"), seen
     py.run("1")                                            # may find it dead; then it is started again
     assert py.run("keep").text == "1"
-    assert eventually(lambda: len(children(os.getpid())) <= before + 1)  # one waits to be needed
+    gone = lambda: py.pid == crashed or crashed not in children(zygote)
+    assert eventually(gone), pathlib.Path(f"/proc/{crashed}/status").read_text()
+    assert not any(children(session) for session in children(zygote))
 
 
 BREAKOUTS = {                                              # each must raise: what follows it prints the secret
