@@ -206,7 +206,7 @@ def score(groups, teacher, args, pool):
                if e.stop != "failed" and not e.interpreter.lost}
     log = dict(rollouts=len(episodes), reward=0.0, correct=0, chosen=0, rejected=0, zero_variance=0,
                dropped=0, truncated=0, response_tokens=sum(sum(e.loss_mask) for e in episodes),
-               groups=len(groups))
+               entropy=-sum(sum(e.logps) for e in episodes), groups=len(groups))
     trained = []
     for group in groups:
         scored = []
@@ -325,6 +325,7 @@ def summary(counts, updates):
                 reward_chosen=n["chosen"] / scored, reward_rejected=n["rejected"] / scored,
                 zero_variance=n["zero_variance"] / max(1, n["groups"]), dropped=n["dropped"],
                 truncated=n["truncated"] / rollouts, response_tokens=n["response_tokens"] / rollouts,
+                entropy=n["entropy"] / max(1, n["response_tokens"]),          # E[-log p], as it was sampled
                 loss=sum(s["loss"] for s in sums), kl=sum(s["kl"] for s in sums) / len(sums),
                 clip_fraction=sum(s["clip_fraction"] for s in sums) / len(sums),
                 logp_gap=sums[0]["logp_gap"] / max(1, sums[0]["trained_tokens"]),

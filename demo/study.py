@@ -148,6 +148,21 @@ def accuracy_table(runs):
     return markdown(["arm", *columns], rows)
 
 
+def seeds_table(runs):
+    """The three stages seed by seed; gains with their standard errors, paired over tasks."""
+    rows = []
+    for run in runs:
+        for how in ("greedy", "sampled"):
+            scores = [run.scores(arm, how) for arm in ("bc", "sft", "rl")]
+            cells = [f"{statistics.fmean(s.values()):.1f}" if s else "–" for s in scores]
+            for worse, better in zip(scores, scores[1:]):
+                gains = [better[i] - worse[i] for i in better] if better else []
+                se = statistics.stdev(gains) / len(gains) ** 0.5 if gains else 0
+                cells.append(f"{statistics.fmean(gains):+.1f} ± {se:.1f}" if gains else "–")
+            rows.append([f"{run.folder.name.removeprefix('seed-')}, {how}", *cells])
+    return markdown(["seed", "BC-init", "SCoRe-SFT", "SCoRe-RL", "SFT − BC-init", "RL − SFT"], rows)
+
+
 def costs(run, arm):
     """What the arm took in one seed, all its stages together -> {column: number}, None if it was not run."""
     total, stages = Counter(), ARMS[arm][1]
@@ -325,6 +340,32 @@ def noise_table(runs):
                      "MPS tasks not solved, %", "trajectories for SFT"], rows)
 
 
+RECIPES = {"rl-again": "SCoRe-RL, drawn once more: lr 2e-4, temperature 1", "rl-lr-low": "lr 5e-5",
+           "rl-lr-high": "lr 1e-3", "rl-cool": "temperature 0.6",
+           "rl-no-easy": "only starts from tasks that BC-init failed",
+           "rl-no-negative": "negative advantages set to 0",
+           "rl-fresh": "starts where SCoRe-SFT errs, not BC-init"}
+
+
+def recipe_table(runs):
+    """Settings of RL, one changed at a time: its log over the first and the last 8 steps, accuracy on dev."""
+    done = [run for run in runs if run.accuracy("rl-again", "dev-sampled") is not None]
+    rows = [["SCoRe-SFT, where all start", *"–––", *(spread([run.accuracy("sft", how) for run in done])
+                                                      for how in ("dev-greedy", "dev-sampled"))]]
+    for arm, name in RECIPES.items():
+        logs = [read_jsonl(run.folder / "ckpt" / arm / "metrics.jsonl") for run in done]
+
+        def course(field, scale=1, form="{:.0f}"):
+            ends = [[scale * statistics.fmean(m[field] for m in part) for part in (log[:8], log[-8:])]
+                    for log in logs if log]
+            return " → ".join(form.format(statistics.fmean(end)) for end in zip(*ends)) or "–"
+        rows.append([name, course("reward_correct", 100), course("zero_variance", 100),
+                     course("entropy", 1, "{:.3f}"), *(spread([run.accuracy(arm, how) for run in done])
+                                                       for how in ("dev-greedy", "dev-sampled"))])
+    return markdown([f"RL (seeds: {len(done)})", "rollouts right, %", "groups without variance, %",
+                     "entropy, nats a token", "dev, greedy", "dev, sampled"], rows)
+
+
 # ---- plot and page ----
 
 def draw(runs, path):
@@ -359,13 +400,16 @@ def draw(runs, path):
 
 def provenance(runs):
     folders = [run.folder for run in runs]
-    settings = [json.loads(path.read_text()) for f in folders for path in f.glob("**/args.json")]
-    commits = Counter(s["commit"][:12] for s in settings)
+    commits, others, of_others = set(), set(), re.compile("|".join([*RECIPES, "mps-sft", "-dev-"]))
+    for path in (path for f in folders for path in f.glob("**/args.json")):
+        commit = json.loads(path.read_text())["commit"][:12]
+        (others if of_others.search(str(path)) else commits).add(commit)
     times = [path.read_text().split()[1:3] for f in folders for path in f.glob("**/done/[!.]*")]
     tasks = {len(run.scores("sft", "greedy")) for run in runs}
     return (f"Seeds {', '.join(f.name.removeprefix('seed-') for f in folders)}, {'/'.join(map(str, tasks))} "
-            f"held-out tasks each; commit {', '.join(commits) or 'unknown'}"
-            f"{' (not all of one state of the code)' if len(commits) > 1 else ''}; "
+            f"held-out tasks each; commit {', '.join(sorted(commits)) or 'unknown'}"
+            f"{' (not all of one state of the code)' if len(commits) > 1 else ''}"
+            f"{', settings of RL: ' + ', '.join(sorted(others)) if others - commits else ''}; "
             f"{sum(float(t) for user_system in times for t in user_system) / 3600:.1f} CPU-hours.")
 
 
@@ -378,10 +422,10 @@ def main(args):
         raise SystemExit(f"{args.run} holds no seed with an evaluated SCoRe-SFT")
     out = args.out or args.run
     text, verdicts = orderings(runs)
-    parts = dict(provenance=provenance(runs), accuracy=accuracy_table(runs), budgets=budget_table(runs),
-                 orderings=text, interventions=interventions_table(runs), hard=hard_table(runs),
-                 scale=scale_table(runs), cost=cost_table(runs), leap=leap_table(runs),
-                 noise=noise_table(runs),
+    parts = dict(provenance=provenance(runs), accuracy=accuracy_table(runs), seeds=seeds_table(runs),
+                 budgets=budget_table(runs), orderings=text, interventions=interventions_table(runs),
+                 hard=hard_table(runs), scale=scale_table(runs), cost=cost_table(runs),
+                 leap=leap_table(runs), noise=noise_table(runs), recipes=recipe_table(runs),
                  horizon="\n\n".join(horizon_table(runs, kind) for kind in LONGEST))
     page = (Path(__file__).parent / "study.md").read_text(encoding="utf-8")
     page = re.sub(r"\{\{(\w+)\}\}", lambda m: parts[m[1]], page)

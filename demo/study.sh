@@ -2,8 +2,10 @@
 # The paper's comparisons on the toy world: bash demo/study.sh [--seeds "0 1 2"] [--arms "rl sft-more"] [flags]
 #
 #   --seeds LIST     one student, one set of tasks each (default "0 1 2 3 4")
-#   --arms LIST      a part of: bc-all sft-more grpo-bc grpo-sft rl-no-horizon rl-no-key rl scale leap0 noise20 noise40
-#                    (default: all; the controls leap0, noise20 and noise40 for the first two seeds alone)
+#   --arms LIST      a part of: bc-all sft-more grpo-bc grpo-sft rl-no-horizon rl-no-key rl scale
+#                    controls (default: for the first two seeds): leap0 noise20 noise40
+#                    settings of RL, judged on the dev split (default: for the last seed): rl-again rl-lr-low rl-lr-high
+#                    rl-cool rl-no-easy rl-no-negative rl-fresh
 #   --jobs N         arms trained side by side, one core each (default 2)
 #   --quick          a smoke run: everything runs, nothing is learned
 #   --out DIR        where everything is written (default runs/study)
@@ -23,19 +25,20 @@ while [ $# -gt 0 ]; do
         --out) out=${2:?--out needs a folder}; shift ;;
         --quick) quick=1 ;;
         --unit) unit="$2 $3"; shift 2 ;;                                       # for itself: one seed, one arm
-        -h|--help) sed -n '2,12s/^# \{0,1\}//p' "$0"; exit ;;
+        -h|--help) sed -n '2,14s/^# \{0,1\}//p' "$0"; exit ;;
         *) echo "demo/study.sh: unknown argument $1 (--help lists them)" >&2; exit 2 ;;
     esac
     shift
 done
 out=${out:-runs/study${quick:+-quick}}
 controls="leap0 noise20 noise40"
+settings_of_rl="rl-again rl-lr-low rl-lr-high rl-cool rl-no-easy rl-no-negative rl-fresh"
 main="rl grpo-sft rl-no-horizon rl-no-key grpo-bc sft-more bc-all scale"
 for seed in $seeds; do
     case "$seed" in *[!0-9]*) echo "demo/study.sh: --seeds needs numbers, not '$seed'" >&2; exit 2 ;; esac
 done
 for arm in $arms; do
-    case " $main $controls " in *" $arm "*) ;; *) echo "demo/study.sh: no arm '$arm'" >&2; exit 2 ;; esac
+    case " $main $controls $settings_of_rl " in *" $arm "*) ;; *) echo "demo/study.sh: no arm '$arm'" >&2; exit 2 ;; esac
 done
 
 source demo/sizes.sh
@@ -74,22 +77,27 @@ mentor() {                     # NAME TASKS STUDENT [FLAGS]
     stage "$name" "$python" mps.py --tasks "$tasks" --student "$student" --out "$dir/$name" --rl-easy 0.5 \
         "${teacher[@]}" "${limits[@]}" "$@"
 }
+program=(grpo_short.py)
+no_negative='import grpo_short as g; advantages = g.group_advantages
+g.group_advantages = lambda rewards: advantages(rewards).clamp(min=0); g.cli(g.main, g.parse_args())'
 rl() {                         # NAME FROM [FLAGS]
     local name=$1 from=$2; shift 2
-    stage "$name" "$python" grpo_short.py --model "$from" --data "$dir/mps/rl.jsonl" --out "$dir/ckpt/$name" \
+    stage "$name" "$python" "${program[@]}" --model "$from" --data "$dir/mps/rl.jsonl" --out "$dir/ckpt/$name" \
         "${teacher[@]}" "${limits[@]}" --steps $reinforce_steps "${reinforce[@]}" --seed "$seed" "$@"
 }
-evaluate() {                   # NAME [greedy] [sampled] [beyond]
+evaluate() {                   # NAME [greedy] [sampled] [beyond] [dev-greedy] [dev-sampled]
     local name=$1 how tasks flags; shift
     for how in "$@"; do
         tasks=$shared/tasks/eval.jsonl flags=("${limits[@]}")
-        [ "$how" = sampled ] || flags+=(--greedy)
+        [[ $how = *sampled ]] || flags+=(--greedy)
+        [[ $how != dev* ]] || tasks=$shared/tasks/dev.jsonl
         [ "$how" != beyond ] || { tasks=$shared/tasks/beyond.jsonl; flags=("${far[@]}" --greedy); }
         stage "eval-$name-$how" "$python" eval.py run --model "$dir/ckpt/$name" --tasks "$tasks" --metric rule \
             --out "$dir/eval/$name-$how" --name "$name-$how" --sampling-seed "$seed" "${world[@]}" "${flags[@]}"
     done
 }
-all="greedy sampled beyond"
+all="greedy sampled beyond" kept="dev-greedy dev-sampled"
+recipe() { [ -n "${TEACHER_PID:-}" ] || serve; rl "$1" "$dir/ckpt/sft" "${@:2}"; evaluate "$1" $kept; }  # another setting of RL
 
 prepare() {                    # what all arms of a seed share: tasks, BC-init, the corrected trajectories, SCoRe-SFT
     serve
@@ -139,6 +147,18 @@ build() {
         rl-no-horizon) serve; rl rl-no-horizon "$ckpt/sft" --no-short-horizon; evaluate $1 $all ;;
         rl-no-key) serve; rl rl-no-key "$ckpt/sft" --no-key-step-reward; evaluate $1 $all ;;
         rl) serve; rl rl "$ckpt/sft"; evaluate rl $all ;;
+        rl-again) serve; evaluate sft $kept; recipe $1 --seed $((seed + 100)) --sampling-seed 1 ;;      # another draw
+        rl-lr-low) recipe $1 --lr 5e-5 ;;
+        rl-lr-high) recipe $1 --lr 1e-3 ;;
+        rl-cool) recipe $1 --temperature 0.6 ;;
+        rl-no-easy)
+            grep -v '"kind": "easy"' "$dir/mps/rl.jsonl" > "$dir/rl-no-easy.jsonl"
+            recipe $1 --data "$dir/rl-no-easy.jsonl" ;;
+        rl-no-negative) program=(-c "$no_negative"); recipe $1 ;;
+        rl-fresh)              # starts where SCoRe-SFT errs, not BC-init
+            serve
+            mentor mps-sft "$tasks/mps.jsonl" "$ckpt/sft"
+            recipe $1 --data "$dir/mps-sft/rl.jsonl" ;;
         noise*)                # the teacher names another step than the first wrong one, that often
             serve --noise "0.${1#noise}"
             dir=$dir/$1
@@ -173,10 +193,12 @@ echo "$settings" > "$out/settings"
 side_by_side() { xargs -r -L 1 -P "$jobs" bash demo/study.sh ${quick:+--quick} --jobs "$jobs" --out "$out" --unit; }
 began=$SECONDS
 for seed in $seeds; do echo "$seed prepare"; done | side_by_side
-first=0
+first_two=$(echo $seeds | cut -d' ' -f1-2) last=${seeds##* }
 for seed in $seeds; do
-    first=$((first + 1))
-    for arm in ${arms:-$main $([ $first -gt 2 ] || echo "$controls")}; do echo "$seed $arm"; done
+    todo=$main
+    [[ " $first_two " != *" $seed "* ]] || todo+=" $controls"
+    [ "$seed" != "$last" ] || todo+=" $settings_of_rl"
+    for arm in ${arms:-$todo}; do echo "$seed $arm"; done
 done | side_by_side
 "$python" demo/study.py "$out"
 echo "This call took $((SECONDS - began)) s."

@@ -243,7 +243,7 @@ def test_what_failed_is_dropped_and_counted():
         trained, log = grpo_short.score(groups, Judge(), grpo_short.parse_args(ARGS), pool)
     assert [[round(r.advantage, 3) for r in group] for group in trained] == [[0.707, -0.707], [], [0, 0]]
     assert log == dict(rollouts=9, reward=1.0, correct=1, chosen=0, rejected=0, zero_variance=2, dropped=5,
-                       truncated=1, response_tokens=49, groups=3)
+                       truncated=1, response_tokens=49, entropy=49.0, groups=3)
     assert [e.record.get("reward") for e in groups[0]] == [1.0, None, 0.0, None, None]
 
 

@@ -285,13 +285,15 @@ def grpo_run(tmp_path_factory, checkpoint, demonstrations, teacher_url):
     return folder, student, lines(folder / "one" / "metrics.jsonl")
 
 
-KEYS = ("reward", "reward_correct", "reward_chosen", "zero_variance", "response_tokens", "loss", "grad_norm")
+KEYS = ("reward", "reward_correct", "reward_chosen", "zero_variance", "response_tokens", "entropy", "loss",
+        "grad_norm")
 
 
 def test_grpo_logs_what_it_did(grpo_run):
     folder, student, rows = grpo_run
     assert [r["step"] for r in rows] == [1, 2, 3] and any(r["updates"] for r in rows)
     assert all(r["logp_gap"] < 1e-4 for r in rows)  # engine and trainer agree
+    assert all(0 < r["entropy"] < 6 for r in rows)  # nats a token; a uniform policy has more
     assert ["eval_accuracy" in r for r in rows] == [False, True, True]
     assert (folder / "one" / "best" / "config.json").exists() and (folder / "one" / "config.json").exists()
     assert (folder / "one" / "rollouts" / "step-1.txt").read_text().count("==== rollout") == 6

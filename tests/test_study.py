@@ -12,9 +12,9 @@ from conftest import ROOT
 @pytest.fixture
 def runs(tmp_path):
     """make(accuracies of a, accuracies of b): a seed's folder for each pair, 200 tasks in each."""
-    def make(*pairs):
+    def make(*pairs, arms="ab"):
         for seed, pair in enumerate(pairs):
-            for arm, solved in zip("ab", pair):
+            for arm, solved in zip(arms, pair):
                 folder = tmp_path / f"seed-{seed}" / "eval" / f"{arm}-sampled"
                 folder.mkdir(parents=True)
                 rows = [dict(id=f"t{i}", kind="math" if i % 2 else "search", horizon=2 + i % 3,
@@ -60,6 +60,27 @@ def test_parts_of_an_evaluation(runs):
     rows = [dict(id=f"t{i}", outcome=outcome) for i, outcome in ((1, "hard"), (150, "hard"), (2, "solved"))]
     (run.folder / "probe" / "mps.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     assert study.Run(run.folder).accuracy("a", "sampled", hard=True) == 50
+
+
+def test_gains_of_a_seed_are_paired_over_its_tasks(runs):
+    rows = study.seeds_table(runs((20, 120, 130), arms=("bc", "sft", "rl"))).splitlines()
+    assert rows[2] == "| 0, greedy | – | – | – | – | – |"                          # was not run
+    # 10 of 200 tasks turned right: sd 0.218 a task, over the square root of 200
+    assert rows[3] == "| 0, sampled | 10.0 | 60.0 | 65.0 | +50.0 ± 3.5 | +5.0 ± 1.5 |"
+
+
+def test_settings_of_rl_show_the_course_of_their_runs(runs):
+    run, = runs((100, 120), arms=("sft", "rl-again"))
+    for arm in "sft", "rl-again":
+        (run.folder / "eval" / f"{arm}-sampled").rename(run.folder / "eval" / f"{arm}-dev-sampled")
+    (run.folder / "ckpt" / "rl-again").mkdir(parents=True)
+    rows = [dict(reward_correct=0.5 if step < 8 else 0.75, zero_variance=0.25, entropy=0.2 / (1 + step // 8))
+            for step in range(16)]
+    (run.folder / "ckpt" / "rl-again" / "metrics.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
+    table = study.recipe_table([run]).splitlines()
+    assert table[2] == "| SCoRe-SFT, where all start | – | – | – | – | 50.0 |"
+    assert table[3].endswith("| 50 → 75 | 25 → 25 | 0.200 → 0.100 | – | 60.0 |")
+    assert table[4].endswith("| – | – | – | – | – |")                              # was not run
 
 
 def test_cost_is_the_steps_that_the_teacher_finds_wrong():
