@@ -23,7 +23,8 @@ completion).
              --teacher-url http://teacher:8000 --teacher-cache teacher.sqlite \\
              --search http:https://google.serper.dev/search
 
-A killed run goes on where it stopped when the same command is given again.
+A killed run goes on where it stopped when the same command is given again, which also tries the `failed`
+tasks once more: those that the search or an unusable reply of the teacher left without an outcome.
 """
 import argparse
 import glob
@@ -308,6 +309,20 @@ def play(tasks, engine, teacher, search, args, done):
             pool.shutdown(wait=False, cancel_futures=True)
 
 
+def ranks_files(out):
+    return sorted(glob.glob(os.path.join(out, "mps.rank*.jsonl")))
+
+
+def played(out):
+    """{id: record} of what is in the folder; a task counts as failed only if it failed every time."""
+    records = {}
+    for path in [os.path.join(out, "mps.jsonl"), *ranks_files(out)]:
+        for r in resume_jsonl(path):
+            if r["id"] not in records or r["outcome"] != "failed":
+                records[r["id"]] = r
+    return records
+
+
 def main(args):
     from tqdm import tqdm
     rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
@@ -316,10 +331,9 @@ def main(args):
     tasks = read_tasks(args.tasks)
     teacher, search = Teacher.from_args(args, judge_temperature=0.9), search_from_args(args)
     os.makedirs(args.out, exist_ok=True)
-    merged, shard = os.path.join(args.out, "mps.jsonl"), os.path.join(args.out, f"mps.rank{rank}.jsonl")
-    finished = {r["id"] for path in [merged, *glob.glob(os.path.join(args.out, "mps.rank*.jsonl"))]
-                for r in resume_jsonl(path)}
-    todo = part_of_rank([t for t in tasks if t["id"] not in finished], rank, world)
+    shard = os.path.join(args.out, f"mps.rank{rank}.jsonl")
+    settled = {name for name, r in played(args.out).items() if r["outcome"] != "failed"}
+    todo = part_of_rank([t for t in tasks if t["id"] not in settled], rank, world)
     wait_for_ranks(world)  # nobody writes before all have read
     if todo:
         engine = load_engine(args.engine, args.student, url=args.student_url)
@@ -338,13 +352,12 @@ def main(args):
             play(todo, engine, teacher, search, args, done)
     wait_for_ranks(world)
     if rank == 0:
-        shards = glob.glob(os.path.join(args.out, "mps.rank*.jsonl"))
-        records = {r["id"]: r for path in [merged, *shards] for r in resume_jsonl(path)}
+        records = played(args.out)
         records = [records[t["id"]] for t in tasks if t["id"] in records]
         sft, rl = split(records, args)
         for name, rows in ("mps", records), ("sft", sft), ("rl", rl):
             write_jsonl(os.path.join(args.out, f"{name}.jsonl"), rows)
-        for path in shards:
+        for path in ranks_files(args.out):
             os.remove(path)
         save_args(args, os.path.join(args.out, "args.json"))
         report(records, sft, rl, teacher)

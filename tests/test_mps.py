@@ -102,18 +102,40 @@ class StudentServer(http.server.BaseHTTPRequestHandler):
         pass
 
 
-def test_a_student_behind_a_server(teacher_url, tmp_path):
+@pytest.fixture
+def mentor(tmp_path, teacher_url):
+    """mentor(*flags, **ranks): mps.py on 12 tasks with a student behind a server -> {id: record}."""
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), StudentServer)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     write(tmp_path / "tasks.jsonl", tasks(12))
-    script("mps.py", "--tasks", tmp_path / "tasks.jsonl", "--student", "it", "--engine", "url",
-           "--student-url", f"http://127.0.0.1:{server.server_address[1]}", "--out", tmp_path / "mps",
-           "--teacher-url", teacher_url, "--search", f"http:{teacher_url}/search", "--verify-first-error", 2,
-           "--concurrency", 4, ranks=2)
+
+    def run(*flags, **ranks):
+        script("mps.py", "--tasks", tmp_path / "tasks.jsonl", "--student", "it", "--engine", "url",
+               "--student-url", f"http://127.0.0.1:{server.server_address[1]}", "--out", tmp_path / "mps",
+               "--teacher-url", teacher_url, "--search", f"http:{teacher_url}/search", *flags, **ranks)
+        return {r["id"]: r for r in lines(tmp_path / "mps" / "mps.jsonl")}
+    yield run
     server.shutdown()
-    kinds = {(r["kind"], r["outcome"]) for r in lines(tmp_path / "mps" / "mps.jsonl")}
-    assert kinds == {("search", "solved"), ("math", "corrected")}
-    assert len(lines(tmp_path / "mps" / "mps.jsonl")) == 12
+
+
+def test_a_student_behind_a_server(mentor):
+    records = mentor("--verify-first-error", 2, "--concurrency", 4, ranks=2).values()
+    assert {(r["kind"], r["outcome"]) for r in records} == {("search", "solved"), ("math", "corrected")}
+    assert len(records) == 12
+
+
+def test_failed_tasks_are_tried_again(mentor, monkeypatch, tmp_path):
+    with monkeypatch.context() as teacher:
+        teacher.setattr(demo_teacher, "verdict", lambda *_: "I cannot say.")
+        first = mentor()
+    failed = {name for name, r in first.items() if r["outcome"] == "failed"}
+    assert failed == {name for name, r in first.items() if r["kind"] == "math"}
+    (tmp_path / "mps" / "mps.jsonl").rename(tmp_path / "mps" / "mps.rank0.jsonl")   # as after a kill
+    again = mentor(ranks=2)
+    assert list(again) == list(first) and {again[name]["outcome"] for name in failed} == {"corrected"}
+    assert all(again[name] == first[name] for name in set(first) - failed)
+    assert {r["id"] for r in lines(tmp_path / "mps" / "rl.jsonl")} & failed
+    assert not list((tmp_path / "mps").glob("mps.rank*"))
 
 
 # ---- the test of the first error ----
