@@ -342,6 +342,8 @@ def noise_table(runs):
 
 RECIPES = {"rl-again": "SCoRe-RL, drawn once more: lr 2e-4, temperature 1", "rl-lr-low": "lr 5e-5",
            "rl-lr-high": "lr 1e-3", "rl-cool": "temperature 0.6",
+           "rl-no-horizon": "from the question, without short horizon",
+           "rl-longer": "9/5 of the steps: as many tokens as from the question",
            "rl-no-easy": "only starts from tasks that BC-init failed",
            "rl-no-negative": "negative advantages set to 0",
            "rl-fresh": "starts where SCoRe-SFT errs, not BC-init"}
@@ -357,7 +359,7 @@ def recipe_table(runs):
 
         def course(field, scale=1, form="{:.0f}"):
             ends = [[scale * statistics.fmean(m[field] for m in part) for part in (log[:8], log[-8:])]
-                    for log in logs if log]
+                    for log in logs if log and field in log[0]]
             return " → ".join(form.format(statistics.fmean(end)) for end in zip(*ends)) or "–"
         rows.append([name, course("reward_correct", 100), course("zero_variance", 100),
                      course("entropy", 1, "{:.3f}"), *(spread([run.accuracy(arm, how) for run in done])
@@ -409,7 +411,7 @@ def provenance(runs):
     return (f"Seeds {', '.join(f.name.removeprefix('seed-') for f in folders)}, {'/'.join(map(str, tasks))} "
             f"held-out tasks each; commit {', '.join(sorted(commits)) or 'unknown'}"
             f"{' (not all of one state of the code)' if len(commits) > 1 else ''}"
-            f"{', settings of RL: ' + ', '.join(sorted(others)) if others - commits else ''}; "
+            f"{', settings of RL: ' + ', '.join(sorted(others - commits)) if others - commits else ''}; "
             f"{sum(float(t) for user_system in times for t in user_system) / 3600:.1f} CPU-hours.")
 
 

@@ -5,7 +5,7 @@
 #   --arms LIST      a part of: bc-all sft-more grpo-bc grpo-sft rl-no-horizon rl-no-key rl scale
 #                    controls (default: for the first two seeds): leap0 noise20 noise40
 #                    settings of RL, judged on the dev split (default: for the last seed): rl-again rl-lr-low rl-lr-high
-#                    rl-cool rl-no-easy rl-no-negative rl-fresh
+#                    rl-cool rl-longer rl-no-negative rl-fresh rl-no-easy
 #   --jobs N         arms trained side by side, one core each (default 2)
 #   --quick          a smoke run: everything runs, nothing is learned
 #   --out DIR        where everything is written (default runs/study)
@@ -32,7 +32,7 @@ while [ $# -gt 0 ]; do
 done
 out=${out:-runs/study${quick:+-quick}}
 controls="leap0 noise20 noise40"
-settings_of_rl="rl-again rl-lr-low rl-lr-high rl-cool rl-no-easy rl-no-negative rl-fresh"
+settings_of_rl="rl-again rl-lr-low rl-lr-high rl-cool rl-longer rl-no-negative rl-fresh rl-no-easy"
 main="rl grpo-sft rl-no-horizon rl-no-key grpo-bc sft-more bc-all scale"
 for seed in $seeds; do
     case "$seed" in *[!0-9]*) echo "demo/study.sh: --seeds needs numbers, not '$seed'" >&2; exit 2 ;; esac
@@ -147,10 +147,15 @@ build() {
         rl-no-horizon) serve; rl rl-no-horizon "$ckpt/sft" --no-short-horizon; evaluate $1 $all ;;
         rl-no-key) serve; rl rl-no-key "$ckpt/sft" --no-key-step-reward; evaluate $1 $all ;;
         rl) serve; rl rl "$ckpt/sft"; evaluate rl $all ;;
-        rl-again) serve; evaluate sft $kept; recipe $1 --seed $((seed + 100)) --sampling-seed 1 ;;      # another draw
+        rl-again)              # the same once more, another draw; and those to compare with
+            serve
+            evaluate sft $kept
+            [ ! -e "$ckpt/rl-no-horizon/config.json" ] || evaluate rl-no-horizon $kept
+            recipe $1 --seed $((seed + 100)) --sampling-seed 1 ;;
         rl-lr-low) recipe $1 --lr 5e-5 ;;
         rl-lr-high) recipe $1 --lr 1e-3 ;;
         rl-cool) recipe $1 --temperature 0.6 ;;
+        rl-longer) recipe $1 --steps $((reinforce_steps * 9 / 5)) ;;               # the tokens of one from the question
         rl-no-easy)
             grep -v '"kind": "easy"' "$dir/mps/rl.jsonl" > "$dir/rl-no-easy.jsonl"
             recipe $1 --data "$dir/rl-no-easy.jsonl" ;;
