@@ -1,7 +1,7 @@
 """The page of the study: demo/study.md with the tables that the files of demo/study.sh give.
 
   python demo/study.py runs/study              # writes runs/study/RESULTS.md and runs/study/study.png
-  python demo/study.py runs/study --out demo   # … the page of the repository: demo/RESULTS.md, demo/study.png
+  python demo/study.py runs/study --out demo --again runs/sixth     # the repository's page and picture
 
 Every number in a table comes from a file of a run: eval/*/results.json and predictions.jsonl, mps/mps.jsonl,
 ckpt/*/metrics.jsonl and args.json, done/* (seconds). What was not run is shown as –.
@@ -135,6 +135,18 @@ def orderings(runs):
                     f"{claim}. Here: sampled {points(found['sampled'])} points, "
                     f"greedy {points(found['greedy'])}, on the longer tasks {points(found['beyond'])}.")
     return "\n\n".join(text), verdicts
+
+
+def again(runs, verdicts):
+    """Were the orderings that hold reproduced by seeds that had no part in them?"""
+    held = [pair for pair, said in verdicts.items() if said == "holds"]
+    rows = []
+    for pair in held:
+        found = [difference(runs, *pair, how) for how in ("sampled", "greedy")]
+        said = "not run" if found[0] is None else "yes" if found[0][0] > 0 else "no"
+        rows.append([f"{ARMS[pair[0]][0]} above {ARMS[pair[1]][0]}", said, *map(points, found)])
+    return (provenance(runs) + "\n\n"
+            + markdown(["held above", "reproduced", "sampled, points (95 %)", "greedy"], rows))
 
 
 # ---- tables ----
@@ -415,19 +427,24 @@ def provenance(runs):
             f"{sum(float(t) for user_system in times for t in user_system) / 3600:.1f} CPU-hours.")
 
 
-def main(args):
-    folders = sorted(args.run.glob("seed-*"), key=lambda f: int(f.name.removeprefix("seed-")))
-    if args.seeds:
-        folders = [f for f in folders if f.name.removeprefix("seed-") in args.seeds.split()]
+def load_runs(folder, seeds=None):
+    folders = sorted(folder.glob("seed-*"), key=lambda f: int(f.name.removeprefix("seed-")))
+    if seeds:
+        folders = [f for f in folders if f.name.removeprefix("seed-") in seeds.split()]
     runs = [run for run in map(Run, folders) if run.accuracy("sft", "greedy") is not None]
     if not runs:
-        raise SystemExit(f"{args.run} holds no seed with an evaluated SCoRe-SFT")
-    out = args.out or args.run
+        raise SystemExit(f"{folder} holds no seed with an evaluated SCoRe-SFT")
+    return runs
+
+
+def main(args):
+    runs, out = load_runs(args.run, args.seeds), args.out or args.run
     text, verdicts = orderings(runs)
     parts = dict(provenance=provenance(runs), accuracy=accuracy_table(runs), seeds=seeds_table(runs),
                  budgets=budget_table(runs), orderings=text, interventions=interventions_table(runs),
                  hard=hard_table(runs), scale=scale_table(runs), cost=cost_table(runs),
                  leap=leap_table(runs), noise=noise_table(runs), recipes=recipe_table(runs),
+                 again=again(load_runs(args.again), verdicts) if args.again else "Not run.",
                  horizon="\n\n".join(horizon_table(runs, kind) for kind in LONGEST))
     page = (Path(__file__).parent / "study.md").read_text(encoding="utf-8")
     page = re.sub(r"\{\{(\w+)\}\}", lambda m: parts[m[1]], page)
@@ -442,4 +459,5 @@ if __name__ == "__main__":
     p.add_argument("run", type=Path, help="folder of demo/study.sh")
     p.add_argument("--out", type=Path, help="folder for RESULTS.md and study.png; else RUN itself")
     p.add_argument("--seeds", help="only these seeds, as \"5\" or \"0 1\"")
+    p.add_argument("--again", type=Path, help="another folder, of other seeds: does what holds hold there?")
     main(p.parse_args())

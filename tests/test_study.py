@@ -1,6 +1,7 @@
 """The study: the rule that decides whether an ordering holds, on files with known answers; longer tasks."""
 import json
 import random
+import shutil
 import subprocess
 
 import pytest
@@ -67,6 +68,15 @@ def test_gains_of_a_seed_are_paired_over_its_tasks(runs):
     assert rows[2] == "| 0, greedy | – | – | – | – | – |"                          # was not run
     # 10 of 200 tasks turned right: sd 0.218 a task, over the square root of 200
     assert rows[3] == "| 0, sampled | 10.0 | 60.0 | 65.0 | +50.0 ± 3.5 | +5.0 ± 1.5 |"
+
+
+def test_a_seed_more_is_asked_for_what_holds(runs):
+    further = runs((20, 120, 110), arms=("bc", "sft", "rl"))
+    verdicts = {("sft", "bc"): "holds", ("rl", "sft"): "holds", ("rl", "rl-no-key"): "does not hold",
+                ("rl", "sft-more"): "holds"}
+    shutil.copytree(further[0].folder / "eval" / "sft-sampled", further[0].folder / "eval" / "sft-greedy")
+    table = [line for line in study.again(further, verdicts).splitlines() if "above" in line][1:]
+    assert [line.split(" | ")[1] for line in table] == ["yes", "no", "not run"]
 
 
 def test_settings_of_rl_show_the_course_of_their_runs(runs):
