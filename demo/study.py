@@ -384,12 +384,12 @@ def recipe_table(runs):
 
 def draw(runs, path):
     from matplotlib.figure import Figure
-    figure = Figure(figsize=(11, 3.4), layout="constrained")
+    figure = Figure(figsize=(11, 3.6), layout="constrained")
     axes = figure.subplots(1, 3)
 
     def add(ax, xs, ys, **how):
-        ax.errorbar(xs, [statistics.fmean(y) for y in ys], capsize=2, markersize=4,
-                    yerr=[statistics.stdev(y) if len(y) > 1 else 0 for y in ys], **how)
+        ax.errorbar(xs, [statistics.fmean(y) for y in ys], capsize=2,
+                    yerr=[statistics.stdev(y) if len(y) > 1 else 0 for y in ys], **dict(ms=4) | how)
 
     for ax, (kind, (trained, last)) in zip(axes, LONGEST.items()):
         for arm in ("bc", "bc-all", "sft", "sft-more", "grpo-sft", "rl"):
@@ -401,14 +401,17 @@ def draw(runs, path):
         ax.set_title(f"{kind}, greedy; right of the line: longer than trained", fontsize=9)
     for how, color in ("greedy", "C0"), ("sampled", "C1"):
         points = {arm: (size, accuracies[how]) for arm, (size, accuracies) in scale_points(runs).items()}
-        final = [points.pop("rl")] if "rl" in points else []
+        rl = points.pop("rl", None)
         add(axes[2], *zip(*points.values()), marker="o", color=color, label=f"SFT, {how}")
-        if final:
-            add(axes[2], *zip(*final), marker="*", color=color, linestyle="", label=f"then RL, {how}")
-    axes[2].set(xlabel="corrected trajectories")
+        if rl and "sft-all" in points:                   # SFT on half of these, RL on the other half
+            shift = 15 if how == "greedy" else 35
+            add(axes[2], [points["sft-all"][0] + shift], [rl[1]], marker="*", color=color, linestyle="",
+                label=f"SFT on half, RL on the rest, {how}", ms=11)
+    axes[2].set(xlabel="corrected trajectories, or tasks of RL", ylim=(None, 103))
     axes[2].set_title("Figure 4: data for SFT, and RL", fontsize=9)
-    axes[0].legend(fontsize=7, frameon=False)
-    axes[2].legend(fontsize=7, frameon=False)
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower left", ncols=6, fontsize=7,
+                  frameon=False)
+    axes[2].legend(fontsize=7, frameon=False, loc="lower right")
     figure.savefig(path, dpi=120, metadata={"Software": None})
 
 
