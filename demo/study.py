@@ -356,9 +356,7 @@ RECIPES = {"rl-again": "SCoRe-RL, drawn once more: lr 2e-4, temperature 1", "rl-
            "rl-lr-high": "lr 1e-3", "rl-cool": "temperature 0.6",
            "rl-no-horizon": "from the question, without short horizon",
            "rl-longer": "9/5 of the steps: as many tokens as from the question",
-           "rl-no-easy": "only starts from tasks that BC-init failed",
-           "rl-no-negative": "negative advantages set to 0",
-           "rl-fresh": "starts where SCoRe-SFT errs, not BC-init"}
+           "rl-no-negative": "negative advantages set to 0"}
 
 
 def recipe_table(runs):
@@ -417,7 +415,7 @@ def draw(runs, path):
 
 def provenance(runs):
     folders = [run.folder for run in runs]
-    commits, others, of_others = set(), set(), re.compile("|".join([*RECIPES, "mps-sft", "-dev-"]))
+    commits, others, of_others = set(), set(), re.compile("|".join([*RECIPES, "-dev-"]))
     for path in (path for f in folders for path in f.glob("**/args.json")):
         commit = json.loads(path.read_text())["commit"][:12]
         (others if of_others.search(str(path)) else commits).add(commit)

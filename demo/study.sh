@@ -5,7 +5,7 @@
 #   --arms LIST      a part of: bc-all sft-more grpo-bc grpo-sft rl-no-horizon rl-no-key rl scale
 #                    controls (default: for the first two seeds): leap0 noise20 noise40
 #                    settings of RL, judged on the dev split (default: for the last seed): rl-again rl-lr-low rl-lr-high
-#                    rl-cool rl-longer rl-no-negative rl-fresh rl-no-easy
+#                    rl-cool rl-longer rl-no-negative
 #   --jobs N         arms trained side by side, one core each (default 2)
 #   --quick          a smoke run: everything runs, nothing is learned
 #   --out DIR        where everything is written (default runs/study)
@@ -32,7 +32,7 @@ while [ $# -gt 0 ]; do
 done
 out=${out:-runs/study${quick:+-quick}}
 controls="leap0 noise20 noise40"
-settings_of_rl="rl-again rl-lr-low rl-lr-high rl-cool rl-longer rl-no-negative rl-fresh rl-no-easy"
+settings_of_rl="rl-again rl-lr-low rl-lr-high rl-cool rl-longer rl-no-negative"
 main="rl grpo-sft rl-no-horizon rl-no-key grpo-bc sft-more bc-all scale"
 for seed in $seeds; do
     case "$seed" in *[!0-9]*) echo "demo/study.sh: --seeds needs numbers, not '$seed'" >&2; exit 2 ;; esac
@@ -97,7 +97,7 @@ evaluate() {                   # NAME [greedy] [sampled] [beyond] [dev-greedy] [
     done
 }
 all="greedy sampled beyond" kept="dev-greedy dev-sampled"
-recipe() { [ -n "${TEACHER_PID:-}" ] || serve; rl "$1" "$dir/ckpt/sft" "${@:2}"; evaluate "$1" $kept; }  # another setting of RL
+recipe() { rl "$1" "$dir/ckpt/sft" "${@:2}"; evaluate "$1" $kept; }           # another setting of RL
 
 prepare() {                    # what all arms of a seed share: tasks, BC-init, the corrected trajectories, SCoRe-SFT
     serve
@@ -152,18 +152,11 @@ build() {
             evaluate sft $kept
             [ ! -e "$ckpt/rl-no-horizon/config.json" ] || evaluate rl-no-horizon $kept
             recipe $1 --seed $((seed + 100)) --sampling-seed 1 ;;
-        rl-lr-low) recipe $1 --lr 5e-5 ;;
-        rl-lr-high) recipe $1 --lr 1e-3 ;;
-        rl-cool) recipe $1 --temperature 0.6 ;;
-        rl-longer) recipe $1 --steps $((reinforce_steps * 9 / 5)) ;;               # the tokens of one from the question
-        rl-no-easy)
-            grep -v '"kind": "easy"' "$dir/mps/rl.jsonl" > "$dir/rl-no-easy.jsonl"
-            recipe $1 --data "$dir/rl-no-easy.jsonl" ;;
-        rl-no-negative) program=(-c "$no_negative"); recipe $1 ;;
-        rl-fresh)              # starts where SCoRe-SFT errs, not BC-init
-            serve
-            mentor mps-sft "$tasks/mps.jsonl" "$ckpt/sft"
-            recipe $1 --data "$dir/mps-sft/rl.jsonl" ;;
+        rl-lr-low) serve; recipe $1 --lr 5e-5 ;;
+        rl-lr-high) serve; recipe $1 --lr 1e-3 ;;
+        rl-cool) serve; recipe $1 --temperature 0.6 ;;
+        rl-longer) serve; recipe $1 --steps $((reinforce_steps * 9 / 5)) ;;               # the tokens of one from the question
+        rl-no-negative) serve; program=(-c "$no_negative"); recipe $1 ;;
         noise*)                # the teacher names another step than the first wrong one, that often
             serve --noise "0.${1#noise}"
             dir=$dir/$1
