@@ -4,7 +4,7 @@
 #   --seeds LIST     one student, one set of tasks each (default "0 1 2 3 4")
 #   --arms LIST      a part of: bc-all sft-more grpo-bc grpo-sft rl-no-horizon rl-no-key rl scale
 #                    controls (default: for the first two seeds): leap0 noise20 noise40
-#                    settings of RL, judged on the dev split (default: for the last seed): rl-again rl-lr-low rl-lr-high
+#                    settings of RL, judged on dev (default: for the last seed): rl-again rl-lr-low rl-lr-high
 #                    rl-cool rl-longer rl-no-negative
 #   --jobs N         arms trained side by side, one core each (default 2)
 #   --quick          a smoke run: everything runs, nothing is learned
