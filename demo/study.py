@@ -377,7 +377,8 @@ def recipe_table(runs):
         rows.append([name, course("reward_correct", 100), course("zero_variance", 100),
                      course("entropy", 1, "{:.3f}"), *(spread([run.accuracy(arm, how) for run in done])
                                                        for how in ("dev-greedy", "dev-sampled"))])
-    return markdown([f"RL (seeds: {len(done)})", "rollouts right, %", "groups without variance, %",
+    seeds = ", ".join(run.folder.name.removeprefix("seed-") for run in done)
+    return markdown([f"RL, seed {seeds}", "rollouts right, %", "groups without variance, %",
                      "entropy, nats a token", "dev, greedy", "dev, sampled"], rows)
 
 
