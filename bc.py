@@ -23,9 +23,13 @@ import argparse
 import os
 from concurrent.futures import ThreadPoolExecutor, as_completed
 
-from env import Episode, Interpreter, SearchFailed, add_env_flags, search_from_args
-from judge import (BadReply, Help, Teacher, add_teacher_flags, append_jsonl, cli, correct_answer, read_tasks,
-                   resume_jsonl, save_args)
+from env import Episode
+from judge import Teacher, correct_answer
+from plumbing.chat_api import BadReply
+from plumbing.cli import Help, add_env_flags, add_teacher_flags, cli
+from plumbing.records import append_jsonl, read_tasks, resume_jsonl, save_args
+from plumbing.search import SearchFailed, search_from_args
+from sandbox.interpreter import Interpreter, set_sandbox
 
 
 def parse_args(argv=None):
@@ -75,6 +79,7 @@ def main(args):
     from tqdm import tqdm
     tasks = read_tasks(args.tasks)
     teacher = Teacher.from_args(args)
+    set_sandbox(args.sandbox, args.preload)
     search = search_from_args(args)
     rejected = os.path.splitext(args.out)[0] + ".rejected.jsonl"
     done = {r["id"] for path in (args.out, rejected) for r in resume_jsonl(path)}

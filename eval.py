@@ -14,7 +14,7 @@ unanswered (steps ran out, or a turn broke the grammar), truncated (tokens ran o
 judge; the next call tries again). The same command resumes a killed run.
 
 Models that were not trained here take part by --prompt agent, tir or cot (the paper's baselines), and
---self-consistent N takes each step from N candidates: assets/baselines.py. Sizes of data (the paper's
+--self-consistent N takes each step from N candidates: baselines/prompting.py. Sizes of data (the paper's
 Figure 4) are read from names: --name sft-n500-greedy stands at 500 in the report.
 
 Differences from the paper: rules compare answers, a judge model (--teacher-url) only where rules cannot
@@ -34,15 +34,24 @@ from pathlib import Path
 
 import env
 import judge
-from assets import baselines
+from baselines import prompting
+from plumbing.chat_api import BadReply
+from plumbing.cli import (Help, InputError, add_env_flags, add_sampling_flags, add_teacher_flags, cli,
+                          sampling_from_args)
+from plumbing.engines import load_engine
+from plumbing.records import (append_jsonl, as_list, part_of_rank, read_jsonl, read_tasks, resume_jsonl, save_args,
+                              wait_for_ranks)
+from plumbing.search import search_from_args
+from plumbing.trajectory import step_of
+from sandbox.interpreter import set_sandbox
 
 ASSETS = Path(__file__).resolve().parent / "assets"
 
 
 def parse_args(argv=None):
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=judge.Help)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=Help)
     commands = parser.add_subparsers(dest="command", required=True, metavar="run | table | report")
-    show = dict(formatter_class=judge.Help)
+    show = dict(formatter_class=Help)
     p = commands.add_parser("run", help="evaluate a model on task files", **show)
     add = p.add_argument_group("what is measured").add_argument
     add("--model", required=True, help="checkpoint folder, or the model's name at --student-url")
@@ -54,18 +63,18 @@ def parse_args(argv=None):
     add("--runs", type=int, default=1, metavar="K", help="independent runs of every task")
     add("--chunk", type=int, default=256, help="tasks rolled out together between two saves")
     add("--prompt", choices=["react", "agent", "tir", "cot"], default="react",
-        help="react: the trained grammar; others put instructions before the question: assets/baselines.py")
+        help="react: the trained grammar; others put instructions before the question: baselines/prompting.py")
     add("--self-consistent", type=int, default=1, metavar="N",
         help="candidates for every step; the most frequent output wins")
     add("--greedy", action="store_true", help="the same as --temperature 0")
-    env.add_sampling_flags(p)
-    env.add_env_flags(p)
+    add_sampling_flags(p)
+    add_env_flags(p)
     add = p.add_argument_group("scoring").add_argument
     add("--metric", choices=["auto", "f1", "em", "judge", "rule"], default="auto",
         help="auto: the benchmark's; judge: rules, then the teacher, if given; rule: rules alone (Table 5)")
     add("--variant", choices=["arpo", "squad"], default="arpo",
         help="of f1 and em; arpo keeps punctuation, squad drops it and has HotpotQA's yes/no rule")
-    judge.add_teacher_flags(p, required=False)
+    add_teacher_flags(p, required=False)
     p = commands.add_parser("table", help="one table of several result folders", **show)
     p.add_argument("results", nargs="+", type=Path, metavar="OUT", help="folders of `run`, in order of rows")
     p.add_argument("--out", type=Path, metavar="FILE.md", help="write the tables to this file too")
@@ -111,9 +120,9 @@ def load_tasks(args):
     for path in args.tasks:
         group = args.benchmark or benchmark_of(path)
         metric = METRICS.get(group, "judge") if args.metric == "auto" else args.metric
-        tasks += [t | dict(group=group, metric=metric) for t in judge.read_tasks(path)[:args.limit]]
+        tasks += [t | dict(group=group, metric=metric) for t in read_tasks(path)[:args.limit]]
     if len({(task["group"], task["id"]) for task in tasks}) < len(tasks):
-        raise judge.InputError(f"two files of one benchmark share an id: {' '.join(args.tasks)}")
+        raise InputError(f"two files of one benchmark share an id: {' '.join(args.tasks)}")
     return tasks
 
 
@@ -130,7 +139,7 @@ def qa_score(prediction, answers, variant="arpo"):
             text = "".join(c for c in text if c not in string.punctuation)
         return " ".join(re.sub(r"\b(a|an|the)\b", " ", text).split())
     best_f1, best_em, p = 0.0, 0.0, normal(prediction)
-    for a in map(normal, judge.as_list(answers)):
+    for a in map(normal, as_list(answers)):
         common = sum((Counter(p.split()) & Counter(a.split())).values())
         closed = variant == "squad" and p != a and {p, a} & {"yes", "no", "noanswer"}
         if common and not closed:
@@ -149,7 +158,7 @@ def score(trajectory, variant="arpo", teacher=None):
     asked = teacher if metric == "judge" else None
     try:
         correct = judge.correct_answer(asked, trajectory["question"], prediction, answers)
-    except judge.BadReply:
+    except BadReply:
         return dict(score=0.0, correct=False, verdict="failed", metric=metric)
     named = "judge-by-rule" if metric == "judge" and teacher is None else metric
     return dict(score=float(correct), correct=correct, verdict="right" if correct else "wrong", metric=named)
@@ -179,7 +188,7 @@ def summarize(predictions, group, part):
         pass_at={str(k): 100 * statistics.fmean(1 - math.comb(n - s, k) / math.comb(n, k) for s in solved)
                  for k in range(1, n + 1) if k == n or k & (k - 1) == 0},              # powers of two
         **{reason: reasons[reason] for reason in ("unanswered", "truncated", "failed")},
-        steps=statistics.fmean(judge.step_count(p["messages"]) for p in predictions))
+        steps=statistics.fmean(step_of(p["messages"]) for p in predictions))
 
 
 def result_rows(predictions):
@@ -224,11 +233,11 @@ def results_table(results):
 def merge(out):
     """All predictions of OUT by (group, id, run); what ranks wrote apart is put together, atomically."""
     path, shards = out / "predictions.jsonl", sorted(out.glob("predictions.rank*.jsonl"))
-    found = {(p["group"], p["id"], p["run"]): p for part in [path, *shards] for p in judge.resume_jsonl(part)}
+    found = {(p["group"], p["id"], p["run"]): p for part in [path, *shards] for p in resume_jsonl(part)}
     if shards:
         with open(out / "predictions.part", "w", encoding="utf-8") as f:
             for p in found.values():
-                judge.append_jsonl(f, p)
+                append_jsonl(f, p)
         os.replace(f.name, path)
     for shard in shards:
         shard.unlink()
@@ -238,8 +247,9 @@ def merge(out):
 def play(args, todo, rank, engine):
     """Rolls out and scores tasks; a chunk is in the rank's file before the next begins."""
     from tqdm import tqdm
-    teacher, search = judge.Teacher.from_args(args) if args.teacher_url else None, env.search_from_args(args)
-    engine = engine or env.load_engine(args.engine, args.model, url=args.student_url)
+    set_sandbox(args.sandbox, args.preload)
+    teacher, search = judge.Teacher.from_args(args) if args.teacher_url else None, search_from_args(args)
+    engine = engine or load_engine(args.engine, args.model, args.student_url, env.Chat)
     plain = args.prompt == "react" and args.self_consistent == 1
     with (open(args.out / f"predictions.rank{rank}.jsonl", "a", encoding="utf-8") as file,
           ThreadPoolExecutor(16) as pool,
@@ -248,11 +258,11 @@ def play(args, todo, rank, engine):
         for at in range(0, len(todo), chunk):
             tasks = todo[at:at + chunk]
             how = dict(max_steps=args.max_steps, max_tokens=args.max_tokens, search=search, progress=bar,
-                       **env.sampling_from_args(args))
+                       **sampling_from_args(args))
             trajectories = (env.rollout(engine, tasks, **how) if plain else
-                            baselines.rollout(engine, tasks, args.prompt, args.self_consistent, **how))
+                            prompting.rollout(engine, tasks, args.prompt, args.self_consistent, **how))
             for scored in pool.map(lambda t: t | score(t, args.variant, teacher), trajectories):
-                judge.append_jsonl(file, scored)
+                append_jsonl(file, scored)
 
 
 def run(args, engine=None):
@@ -273,19 +283,19 @@ def run(args, engine=None):
         for name in ("model prompt self_consistent temperature top_p top_k max_steps max_tokens metric "
                      "variant").split():
             if before.get(name, now := getattr(args, name)) != now:
-                raise judge.InputError(f"{args.out} was made with {name} {before[name]}, not {now}: "
+                raise InputError(f"{args.out} was made with {name} {before[name]}, not {now}: "
                                        "delete it or give another --out")
-        judge.save_args(args, path)
+        save_args(args, path)
         merge(args.out)
-    env.wait_for_ranks(world)
+    wait_for_ranks(world)
     done = {key for key, p in merge(args.out).items() if why_zero(p) != "failed"}
-    env.wait_for_ranks(world)                                # nobody writes before everybody has read
+    wait_for_ranks(world)                                # nobody writes before everybody has read
     todo = [task for key, task in wanted.items() if key not in done]
     if rank == 0:
         print(f"{len(wanted)} rollouts, {len(wanted) - len(todo)} of them already there", flush=True)
-    if mine := env.part_of_rank(todo, rank, world):
+    if mine := part_of_rank(todo, rank, world):
         play(args, mine, rank, engine)
-    env.wait_for_ranks(world)
+    wait_for_ranks(world)
 
     # ---- results ----
     if rank == 0:
@@ -304,11 +314,11 @@ def run(args, engine=None):
 # ---- table ----
 
 def records(path):
-    return [record for _, record in judge.read_jsonl(path)] if path.exists() else []
+    return [record for _, record in read_jsonl(path)] if path.exists() else []
 
 
 def read_results(folder):
-    (_, results), = judge.read_jsonl(folder / "results.json")
+    (_, results), = read_jsonl(folder / "results.json")
     return results | dict(stage=re.sub(r"-(greedy|sampled)$", "", results["name"]), folder=folder)
 
 
@@ -409,14 +419,14 @@ def collect(run_dir):
 
 
 def report(args):
-    from assets.report import make_page
+    from plumbing.report import make_page
     panels, all_results, sources = collect(args.run_dir)
     if not panels and not sources:
-        raise judge.InputError(f"{args.run_dir} holds no bc.jsonl, mps.jsonl, ckpt/* or eval/*")
+        raise InputError(f"{args.run_dir} holds no bc.jsonl, mps.jsonl, ckpt/* or eval/*")
     make_page(args.run_dir, panels, list(map(results_table, all_results)), sources, args.trajectories,
               args.characters)
 
 
 if __name__ == "__main__":
     arguments = parse_args()
-    judge.cli({"run": run, "table": table, "report": report}[arguments.command], arguments)
+    cli({"run": run, "table": table, "report": report}[arguments.command], arguments)

@@ -41,15 +41,22 @@ from concurrent.futures import ThreadPoolExecutor
 
 import torch
 
-from assets.groups import Rollout, pack, pad, share_prefixes
-from env import (Chat, TorchEngine, VLLMEngine, add_env_flags, add_sampling_flags, make_episodes,
-                 part_of_rank, rollout, sampling_from_args, search_from_args, step_of)
-from judge import (BadReply, Help, InputError, Teacher, add_teacher_flags, append_jsonl, cli, correct_answer,
-                   key_step_reward, read_jsonl, read_tasks, render, same_step_cheap, save_args)
-from mps import step_at
-from sft import (add_training_flags, deepspeed_engine, full_weights, load_policy, load_state, open_metrics,
-                 optimizer_step, permutation, save_model, save_state, start_distributed, start_wandb,
-                 sum_over_ranks)
+from env import Chat, make_episodes, rollout
+from judge import Teacher, correct_answer, key_step_reward
+from plumbing.chat_api import BadReply
+from plumbing.checkpoints import full_weights, load_state, save_model, save_state
+from plumbing.cli import (Help, InputError, add_env_flags, add_sampling_flags, add_teacher_flags, add_training_flags,
+                          cli, sampling_from_args)
+from plumbing.engines import TorchEngine, VLLMEngine
+from plumbing.models import load_policy
+from plumbing.packing import Rollout, pack_groups, pad_rollouts, share_prefixes
+from plumbing.records import append_jsonl, open_metrics, part_of_rank, read_jsonl, read_tasks, save_args
+from plumbing.replies import same_step_cheap
+from plumbing.search import search_from_args
+from plumbing.trainer import (deepspeed_engine, optimizer_step, permutation, start_distributed, start_wandb,
+                              sum_over_ranks)
+from plumbing.trajectory import render, step_at, step_of
+from sandbox.interpreter import set_sandbox
 
 
 def parse_args(argv=None):
@@ -236,14 +243,14 @@ def update(engine, groups, reference, args, device):
     tokens, = sum_over_ranks(sum(sum(r.loss_mask) for group in groups for r in group))
     live = [[r for r in group if r.advantage or args.kl] for group in groups]
     if args.pack:
-        micro = [pack(row, device) for row in share_prefixes(live, args.row_tokens)]
+        micro = [pack_groups(row, device) for row in share_prefixes(live, args.row_tokens)]
     else:
         rollouts = sorted((r for group in live for r in group), key=lambda r: len(r.input_ids))
-        micro = [pad(rollouts[i:i + args.micro_batch], device)
+        micro = [pad_rollouts(rollouts[i:i + args.micro_batch], device)
                  for i in range(0, len(rollouts), args.micro_batch)]
     count = torch.tensor(len(micro), device=device)
     torch.distributed.all_reduce(count, op=torch.distributed.ReduceOp.MAX)
-    micro += [pack([], device)] * (int(count) - len(micro))                 # as many passes on every rank
+    micro += [pack_groups([], device)] * (int(count) - len(micro))                 # as many passes on every rank
     log = dict(loss=0.0, clip_fraction=0.0, logp_gap=0.0, kl=0.0,
                trained_tokens=sum(sum(r.loss_mask) for group in live for r in group))
     if not micro:
@@ -287,12 +294,12 @@ def make_engine(args, engine, tokenizer, device, probe):
             prompt = generator.chat.encode(probe)[0]
             tokens, theirs = generator.greedy(prompt)
             mask, none = [0] * len(prompt) + [1] * len(tokens), [0.0] * len(prompt)
-            *what, theirs, _ = pad([Rollout(prompt + tokens, mask, none + theirs, 0.0, len(prompt))], device)
+            *what, theirs, _ = pad_rollouts([Rollout(prompt + tokens, mask, none + theirs, 0.0, len(prompt))], device)
             with torch.no_grad():
                 return float((engine(*what) - theirs).abs().mean())
         return generator, sync
     if args.zero < 3:
-        return TorchEngine(engine.module.model, tokenizer, args.rollout_batch), lambda: 0.0
+        return TorchEngine(engine.module.model, Chat(tokenizer), args.rollout_batch), lambda: 0.0
     policy, _ = load_policy(args.model, args)  # ZeRO-3 shards: generate with a copy
     policy.to(device, dtype=next(engine.module.parameters()).dtype)
     state = dict(policy.model.named_parameters())
@@ -302,7 +309,7 @@ def make_engine(args, engine, tokenizer, device, probe):
             if name in state:
                 state[name].data.copy_(p)
         return 0.0
-    return TorchEngine(policy.model, tokenizer, args.rollout_batch), sync
+    return TorchEngine(policy.model, Chat(tokenizer), args.rollout_batch), sync
 
 
 def evaluate(generator, tasks, search, args):
@@ -357,6 +364,7 @@ def main(args):
     starts = load_starts(args.data, args.short_horizon)
     eval_tasks = read_tasks(args.eval_tasks) if args.eval_tasks else []
     steps = args.steps or math.ceil(args.epochs * len(starts) / args.prompts)
+    set_sandbox(args.sandbox, args.preload)
     teacher, search = Teacher.from_args(args), search_from_args(args)
     policy, tokenizer = load_policy(args.model, args)
     if rank == 0:

@@ -15,24 +15,22 @@ import argparse
 import hashlib
 import json
 import os
-import random
 import re
 import sqlite3
-import subprocess
-import sys
 import threading
-import time
 import weakref
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 
 import requests
 
-from assets.rules import (UNREADABLE, InputError, Verdict, as_list, check_by_rule, exact_match,  # noqa: F401
-                          f1, leaked, math_equal, parse_code, parse_correction, parse_equivalent, parse_plan,
-                          parse_step, parse_verdict, render, render_step, same_step_cheap, step_count,
-                          word_ngrams)
-from assets.search import SearchFailed
+from plumbing.answers import check_by_rule, exact_match, f1, math_equal  # noqa: F401
+from plumbing.chat_api import SESSION, BadReply, TeacherDown, chat_completion, endpoint
+from plumbing.cli import Help, InputError, add_teacher_flags, cli
+from plumbing.records import append_jsonl, as_list, read_jsonl, read_tasks
+from plumbing.replies import (Verdict, parse_correction, parse_equivalent, parse_plan, parse_step,  # noqa: F401
+                              parse_verdict)
+from plumbing.trajectory import render, render_step, step_of
 
 ASSETS = os.path.join(os.path.dirname(os.path.abspath(__file__)), "assets")
 with open(os.path.join(ASSETS, "prompts.md"), encoding="utf-8") as prompts:
@@ -40,34 +38,6 @@ with open(os.path.join(ASSETS, "prompts.md"), encoding="utf-8") as prompts:
 PLAN_SYSTEM, STEP_SYSTEM, VERDICT_SYSTEM, CORRECT_SYSTEM, SAME_STEP_SYSTEM, SAME_ANSWER_SYSTEM = (
     PROMPT[name].replace("{AGENT}", PROMPT["AGENT"])
     for name in ("PLAN", "STEP", "VERDICT", "CORRECT", "SAME_STEP", "SAME_ANSWER"))
-
-
-class TeacherDown(InputError):
-    """The endpoint gave no usable reply after all retries."""
-
-
-class BadReply(Exception):
-    """The reply stayed unusable after the re-ask, or the request was refused; `raw` is the last reply."""
-    def __init__(self, message, raw=""):
-        super().__init__(message)
-        self.raw = raw
-
-
-class Help(argparse.RawDescriptionHelpFormatter, argparse.ArgumentDefaultsHelpFormatter):
-    """--help of every script: the docstring as it is, and the default of every flag that has one."""
-    def _get_help_string(self, action):
-        return action.help if action.default in (None, False) else super()._get_help_string(action)
-
-
-def add_teacher_flags(parser, required=True):
-    g = parser.add_argument_group("teacher")
-    g.add_argument("--teacher-url", required=required, help="chat endpoint, as http://localhost:8000")
-    g.add_argument("--teacher-model", help="its name there (default: the first that is listed)")
-    g.add_argument("--concurrency", type=int, default=64, help="requests in flight at once")
-    g.add_argument("--timeout", type=float, default=600, help="seconds to wait for one reply")
-    g.add_argument("--retries", type=int, default=12, help="further tries when network or server fails")
-    g.add_argument("--reasks", type=int, default=1, help="further tries when a reply has a wrong form")
-    g.add_argument("--teacher-cache", help="SQLite file of replies; a restart then pays nothing twice")
 
 
 def parse_args(argv=None):
@@ -88,47 +58,6 @@ def parse_args(argv=None):
 
 
 # ---- the teacher ----
-
-SESSION = requests.Session()
-for scheme in ("http://", "https://"):
-    SESSION.mount(scheme, requests.adapters.HTTPAdapter(pool_maxsize=256))
-
-
-def endpoint(url):
-    """localhost:8000 or http://localhost:8000 -> http://localhost:8000/v1"""
-    url = url if "://" in url else "http://" + url
-    return url.rstrip("/") + ("" if re.search(r"/v\d+/?$", url) else "/v1")
-
-
-def chat_completion(url, body, *, headers=None, timeout=600, retries=12, backoff=0.5, refused=None):
-    """choices[0] of one completion, its "usage" and the number of "retries". What may pass is tried again,
-    with exponential back-off, jitter and Retry-After; then TeacherDown, or BadReply if the server refuses
-    just this request. `refused` collects optional fields that the server does not know."""
-    url, refused, fault = endpoint(url) + "/chat/completions", set() if refused is None else refused, ""
-    for attempt in range(retries + 1):
-        wait = min(60.0, backoff * 2 ** attempt) * random.uniform(0.5, 1.5)
-        sent = {name: value for name, value in body.items() if name not in refused}
-        try:
-            reply = SESSION.post(url, json=sent, headers=headers, timeout=(10, timeout))
-            fault = f"HTTP {reply.status_code}: {' '.join(reply.text.split())[:200]}"
-            if reply.ok:
-                found = reply.json()
-                found["choices"][0]["message"]["content"] += ""           # a text, not null
-                return found["choices"][0] | {"usage": found.get("usage") or {}, "retries": attempt}
-            unknown = {name for name in ("response_format", "seed") if name in sent and name in reply.text}
-            if reply.status_code in (400, 422) and unknown:
-                refused |= unknown
-            elif reply.status_code in (401, 403, 404):
-                raise TeacherDown(f"{url} refuses {body['model']!r} ({fault})")
-            elif reply.status_code < 500 and reply.status_code not in (408, 409, 425, 429):
-                raise BadReply(f"the server refused this request ({fault})", reply.text)
-            if asked := re.fullmatch(r"\d+(\.\d+)?", reply.headers.get("Retry-After", "")):
-                wait = max(wait, min(300.0, float(asked[0])))
-        except (requests.RequestException, *UNREADABLE) as error:
-            fault = f"no usable reply ({type(error).__name__})"
-        time.sleep(wait if attempt < retries else 0)
-    raise TeacherDown(f"{url} gave no completion of {body['model']!r} in {retries + 1} tries: {fault}")
-
 
 class Teacher:
     """A chat model behind an OpenAI-compatible endpoint, safe to call from many threads. Every request takes
@@ -235,14 +164,14 @@ class Teacher:
         """A `Verdict` on a finished run: the first wrong step, why, and what to do instead."""
         if stop not in (None, "answer"):
             prediction = f"(none: the run ended without an answer, {stop})"
-        steps = step_count(messages)
+        steps = step_of(messages)
         return self.ask("judge", VERDICT_SYSTEM, lambda raw, last: parse_verdict(raw, steps), how,
                         Question=question, Reference_answer=answers, Trajectory=render(messages),
                         Prediction=prediction)
 
     def correct(self, question, answers, before, content, observation, analysis, suggestion, **how):
         """The one step (a first thought for step 0) to stand after `before` in place of the rejected one."""
-        rejected = {"content": f"## Step {step_count(before)}\n{content}", "observation": observation}
+        rejected = {"content": f"## Step {step_of(before)}\n{content}", "observation": observation}
         return self.ask("correct", CORRECT_SYSTEM,
                         lambda raw, last: parse_correction(raw, question, answers, before, last), how,
                         Question=question, Reference_answer=answers, Trajectory=render(before),
@@ -274,83 +203,6 @@ def key_step_reward(correct, same_as_chosen, same_as_rejected):
 
 
 # ---- files ----
-
-FIELDS = {"question": ("question", "problem", "Question"),
-          "answer": ("answer", "true_answer", "answers", "golden_answers", "final_answer", "Final answer")}
-
-
-def read_jsonl(path):
-    """Yields (line number, object); InputError names the file and the line."""
-    try:
-        with open(path, encoding="utf-8-sig") as file:
-            for n, line in enumerate(file, 1):
-                record = json.loads(line) if line.strip() else {}
-                if not isinstance(record, dict):
-                    raise InputError(f"{path}, line {n}: not a JSON object")
-                if record:
-                    yield n, record
-    except json.JSONDecodeError as error:
-        raise InputError(f"{path}, line {n}: not valid JSON ({error.msg}, column {error.colno})") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"cannot read {path}: {getattr(error, 'strerror', None) or error}") from None
-
-
-def read_tasks(path, required=("answer",)):
-    """The tasks of a file as {"id", "question", "answer", …}, whichever public set's field names it has."""
-    tasks, lines = [], {}
-    for n, record in read_jsonl(path):
-        for field, names in FIELDS.items():
-            given = [name for name in names if record.get(name) not in (None, "", [])]
-            record[field] = record.pop(given[0]) if given else None
-        for field in ("question", *required):
-            if record.get(field) is None:
-                names = ", ".join(FIELDS.get(field, (field,)))
-                raise InputError(f'{path}, line {n}: the field "{field}" is missing (looked for {names})')
-        question, given = str(record["question"]), record.pop("id", None)
-        record.pop("messages", None)                       # a trajectory as a task starts at its question
-        name = str(given) if given is not None else hashlib.sha256(question.encode()).hexdigest()[:16]
-        if name in lines and given is not None:
-            raise InputError(f'{path}, line {n}: the id "{name}" was used before, in line {lines[name]}')
-        name += f"-{n}" * (name in lines)
-        lines[name] = n
-        if (answer := record["answer"]) is not None:
-            texts = [re.sub(r"(?s)^.*####", "", text).strip() for text in as_list(answer)]
-            answer = texts if isinstance(answer, list) else texts[0]
-        tasks.append({"id": name, **record, "question": question, "answer": answer})
-    return tasks
-
-
-def append_jsonl(file, record):
-    """Writes one whole line and flushes: a killed run loses at most the line being written."""
-    line = json.dumps(record, ensure_ascii=False) + "\n"
-    file.write(line.encode("utf-8", "replace").decode())           # a program may print lone surrogates
-    file.flush()
-
-
-def resume_jsonl(path):
-    """The records a killed run left behind; a torn last line is cut off the file."""
-    if not os.path.exists(path):
-        return []
-    with open(path, "rb+") as file:
-        data = file.read()
-        end = data.rfind(b"\n") + 1
-        try:
-            json.loads(data[end:])
-            file.write(b"\n")                                             # only the line's end was lost
-        except ValueError:
-            file.truncate(end)
-    return [record for _, record in read_jsonl(path)]
-
-
-def save_args(args, path):
-    """Writes the arguments, the git commit and the versions that a run was made with."""
-    from importlib.metadata import distributions
-    git = subprocess.run(["git", "-C", ASSETS, "rev-parse", "HEAD"], capture_output=True, text=True)
-    os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)
-    with open(path, "w", encoding="utf-8") as file:
-        record = {"args": vars(args), "commit": git.stdout.strip(),
-                  "versions": {package.name: package.version for package in distributions()}}
-        json.dump(record, file, indent=1, default=str)
 
 
 # ---- commands ----
@@ -387,6 +239,12 @@ def audit(args):
           f"Qwen2.5-72B-Instruct 61.2, GPT-4o 61.9, QwQ-32B-Preview 71.5\n{teacher.summary()}")
 
 
+def word_ngrams(text, n):
+    """-> the words of a text, normalised, and the set of its n-grams; a Chinese sign is a word."""
+    words = re.findall(r"[\u3040-\u9fff]|[^\W\u3040-\u9fff]+", text.lower())
+    return " ".join(words), {tuple(words[i:i + n]) for i in range(len(words) - n + 1)}
+
+
 def decontaminate(args):
     """Drops tasks whose question stands in a benchmark, word for word or nearly, and repeats; counts both."""
     def questions(path):
@@ -413,17 +271,6 @@ def decontaminate(args):
     dropped = sum(text in drop for text, _ in tasks)
     print(f"{args.tasks}: {len(tasks)} tasks, {dropped} dropped as benchmark questions, "
           f"{len(tasks) - dropped - len(kept)} as repeated, {len(kept)} kept in {args.out}")
-
-
-def cli(main, args):
-    """Runs main(args); what the user can mend ends in one sentence and exit code 2."""
-    try:
-        main(args)
-    except (InputError, SearchFailed, OSError) as error:
-        if isinstance(error, OSError) and not error.filename:
-            raise
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
 
 
 if __name__ == "__main__":

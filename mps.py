@@ -35,10 +35,17 @@ import threading
 from collections import Counter, deque
 from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 
-from env import (Episode, Interpreter, add_env_flags, add_sampling_flags, load_engine, part_of_rank,
-                 sampling_from_args, search_from_args, step_of, wait_for_ranks)
-from judge import (BadReply, Help, InputError, Teacher, add_teacher_flags, append_jsonl, cli, correct_answer,
-                   read_tasks, resume_jsonl, save_args)
+from env import Chat, Episode
+from judge import Teacher, correct_answer
+from plumbing.chat_api import BadReply
+from plumbing.cli import (Help, InputError, add_env_flags, add_sampling_flags, add_teacher_flags, cli,
+                          sampling_from_args)
+from plumbing.engines import load_engine
+from plumbing.records import (append_jsonl, part_of_rank, read_tasks, resume_jsonl, save_args, wait_for_ranks,
+                              write_jsonl)
+from plumbing.search import search_from_args
+from plumbing.trajectory import step_at, step_of
+from sandbox.interpreter import Interpreter, set_sandbox
 
 
 def parse_args(argv=None):
@@ -176,13 +183,6 @@ class Mentored:
                 "usage": usage}
 
 
-def step_at(messages, k, prediction=None):
-    """Step k as {"content", "observation"}; the last step of a finished run observes its own answer."""
-    seen = (messages[2 + 2 * k]["content"].removeprefix("Observation: ")
-            if 2 + 2 * k < len(messages) else prediction)
-    return {"content": messages[1 + 2 * k]["content"], "observation": seen}
-
-
 # ---- the first error ----
 
 SURE = 0.95                              # of the first wrong step: the search ends
@@ -255,13 +255,6 @@ def key_steps(record, task, pairs):
     return found
 
 
-def write_jsonl(path, records):
-    with open(path + ".part", "w", encoding="utf-8") as f:
-        for r in records:
-            append_jsonl(f, r)
-    os.replace(path + ".part", path)
-
-
 # ---- main ----
 
 def play(tasks, engine, teacher, search, args, done):
@@ -329,6 +322,7 @@ def main(args):
     if args.batch < 1 or not 0 < args.teacher_accuracy < 1:
         raise InputError("--batch must be at least 1, and --teacher-accuracy between 0 and 1")
     tasks = read_tasks(args.tasks)
+    set_sandbox(args.sandbox, args.preload)
     teacher, search = Teacher.from_args(args, judge_temperature=0.9), search_from_args(args)
     os.makedirs(args.out, exist_ok=True)
     shard = os.path.join(args.out, f"mps.rank{rank}.jsonl")
@@ -336,7 +330,7 @@ def main(args):
     todo = part_of_rank([t for t in tasks if t["id"] not in settled], rank, world)
     wait_for_ranks(world)  # nobody writes before all have read
     if todo:
-        engine = load_engine(args.engine, args.student, url=args.student_url)
+        engine = load_engine(args.engine, args.student, args.student_url, Chat)
         lock, counts, usage = threading.Lock(), dict(solved=0, corrected=0, hard=0, failed=0), Counter()
         with (open(shard, "a", encoding="utf-8") as out,
               tqdm(total=len(todo), desc="mps", unit="task", disable=rank > 0) as bar):

@@ -22,7 +22,6 @@ import argparse
 import itertools
 import math
 import os
-import random
 import shutil
 import sys
 import time
@@ -31,12 +30,14 @@ import zlib
 import torch
 from tqdm import tqdm
 
-from assets.attention import Segments, packed_inputs
-from assets.checkpoints import full_weights, load_state, save_model, save_state  # noqa: F401
-from assets.logprobs import LogProbs
-from assets.speed import matmul_rate, model_flops
-from env import Chat, load_model
-from judge import Help, InputError, append_jsonl, cli, read_jsonl, resume_jsonl, save_args
+from env import Chat
+from plumbing.checkpoints import load_state, save_model, save_state
+from plumbing.cli import Help, InputError, add_training_flags, cli
+from plumbing.models import load_policy, matmul_rate, model_flops
+from plumbing.packing import collate, fill_rows, marked, pack_examples
+from plumbing.records import append_jsonl, open_metrics, read_jsonl, save_args
+from plumbing.trainer import (deepspeed_engine, optimizer_step, permutation, start_distributed, start_wandb,
+                              sum_over_ranks)
 
 
 def parse_args(argv=None):
@@ -67,26 +68,6 @@ def parse_args(argv=None):
     g.add_argument("--save-every", type=int, default=200, help="steps between saved states")
     g.add_argument("--wandb", metavar="PROJECT", help="also log to this project of Weights & Biases")
     return p.parse_args(argv)
-
-
-def add_training_flags(g):
-    """The flags that sft.py and grpo_short.py share."""
-    g.add_argument("--weight-decay", type=float, default=0.1, help="AdamW's weight decay")
-    g.add_argument("--clip-grad", type=float, default=1.0, help="largest norm of the gradient")
-    g.add_argument("--micro-batch", type=int, default=8,
-                   help="padded sequences per forward pass and rank (--no-pack); changes memory, not results")
-    g.add_argument("--dtype", choices=["bf16", "fp32"],
-                   default="bf16" if torch.cuda.is_available() else "fp32",
-                   help="of the forward pass; weights and optimizer are fp32")
-    g.add_argument("--zero", type=int, choices=[0, 1, 2, 3], default=0,
-                   help="DeepSpeed stage: shard nothing, optimizer, gradients, weights")
-    g.add_argument("--offload", action=argparse.BooleanOptionalAction, default=False,
-                   help="keep optimizer state in host memory and step there (--zero 1 to 3)")
-    g.add_argument("--lora-rank", type=int, default=0,
-                   help="train low-rank additions to all linear layers, merged on saving; 0: all weights")
-    g.add_argument("--checkpointing", action=argparse.BooleanOptionalAction, default=False,
-                   help="recompute activations in the backward pass: less memory, a third more time")
-    g.add_argument("--seed", type=int, default=0, help="order of the data, start of the LoRA weights")
 
 
 # ---- examples ----
@@ -156,57 +137,11 @@ def show(args):
         print()
 
 
-def collate(examples, size):
-    """`size` rows, right-padded -> input_ids, attention_mask, loss_mask (B, T); missing rows carry no loss.
-
-    [1 2 3], [4 5] -> [[1 2 3] [4 5 0]], [[1 1 1] [1 1 0]]; attention is about what exists, loss about what
-    was written.
-    """
-    rows = list(examples) + [([0], [0])] * (size - len(examples))
-    width = max(len(ids) for ids, _ in rows)
-    pad = lambda x: x + [0] * (width - len(x))
-    return (torch.tensor([pad(ids) for ids, _ in rows]),
-            torch.tensor([pad([1] * len(ids)) for ids, _ in rows]),
-            torch.tensor([pad(mask) for _, mask in rows]))
-
-
-def marked(input_ids, loss_mask):
-    """(B, T) twice -> predict (N,), flat indices of the tokens before those with loss; target (N,), those."""
-    rows, t = loss_mask[:, 1:].nonzero(as_tuple=True)
-    return rows * input_ids.shape[1] + t, input_ids[rows, t + 1]
-
-
-def pack(examples, device="cpu"):
-    """Examples one after another in one row, without padding -> inputs, predict (N,), target (N,).
-
-    [1 2 3], [4 5], loss on 3 and 5 -> [1 2 3 4 5] at positions [0 1 2 0 1], predict [1, 3], target [3, 5]
-    """
-    segments = Segments([len(ids) for ids, _ in examples], device=device)
-    input_ids = torch.tensor([t for ids, _ in examples for t in ids], device=device)               # (T,)
-    loss = torch.tensor([m for _, mask in examples for m in [0, *mask[1:]]], device=device).nonzero()[:, 0]
-    return packed_inputs(input_ids, segments), segments.before[loss], input_ids[loss]
-
-
-def fill_rows(lengths, budget, ranks):
-    """Indices of the examples in each row: as few rows as hold them, a multiple of the ranks, equally full.
-
-    [5, 4, 3, 2], budget 8, one rank -> [[0, 3], [1, 2]]. An example longer than the budget has its own row.
-    """
-    for n in itertools.count(ranks * max(1, math.ceil(sum(lengths) / budget / ranks)), ranks):
-        rows, loads = [[] for _ in range(n)], [0] * n
-        for i in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
-            emptiest = loads.index(min(loads))
-            rows[emptiest].append(i)
-            loads[emptiest] += lengths[i]
-        if max(loads) <= max(budget, *lengths):
-            return rows
-
-
 def micro_batches(examples, rank, world, args, device):
     """This rank's share of a batch -> [(inputs, predict, target)], equally many on every rank."""
     if args.pack:
         rows = fill_rows([len(ids) for ids, _ in examples], args.row_tokens, world)
-        return [pack([examples[i] for i in row] or [([0], [0])], device) for row in rows[rank::world]]
+        return [pack_examples([examples[i] for i in row] or [([0], [0])], device) for row in rows[rank::world]]
     examples, wave, micro = sorted(examples, key=lambda e: len(e[0])), world * args.micro_batch, []
     for i in range(0, len(examples), wave):                                # neighbours have similar lengths
         batch = collate(examples[i:i + wave][rank::world], 1)
@@ -224,108 +159,6 @@ def learning_rate(step, steps, peak, warmup):
 
 
 # ---- DeepSpeed: also used by grpo_short.py ----
-
-def start_distributed():
-    """Join the processes that torchrun started (one alone is a world of one) -> rank, world size, device."""
-    for name, value in dict(RANK="0", WORLD_SIZE="1", LOCAL_RANK="0",
-                            MASTER_ADDR="127.0.0.1", MASTER_PORT="0").items():
-        os.environ.setdefault(name, value)
-    cuda = torch.cuda.is_available()
-    if not cuda:
-        os.environ.setdefault("DS_ACCELERATOR", "cpu")
-        torch.set_num_threads(
-            max(1, len(os.sched_getaffinity(0)) // int(os.environ.get("LOCAL_WORLD_SIZE", 1))))
-    import logging
-
-    import deepspeed
-    logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
-    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False  # gloo will do: it needs no C++ compiler
-    device = torch.device("cuda", int(os.environ["LOCAL_RANK"])) if cuda else torch.device("cpu")
-    if cuda:
-        torch.cuda.set_device(device)
-    deepspeed.init_distributed(dist_backend="nccl" if cuda else "gloo", verbose=False)
-    return torch.distributed.get_rank(), torch.distributed.get_world_size(), device
-
-
-def load_policy(path, args):
-    """-> LogProbs around the checkpoint (fp32 weights), tokenizer. Raises InputError with what is wrong."""
-    model, tokenizer = load_model(path, torch.float32)
-    packed = args.pack
-    ids = torch.arange(3, 11, device=model.device)               # any architecture that passes this will do
-    try:
-        policy = LogProbs(model)
-        inputs, predict, target = pack([(ids.tolist(), [0] + [1] * 7)] * 2, model.device)
-        if not packed:
-            inputs, predict, target = dict(input_ids=ids[None]), predict[:7], target[:7]
-        with torch.no_grad():
-            plain = torch.log_softmax(model(ids[None]).logits[0, :-1], -1).gather(1, ids[1:, None])[:, 0]
-            torch.testing.assert_close(policy(inputs, predict, target)[-7:], plain, atol=1e-2, rtol=0)
-    except AssertionError:
-        raise InputError(f"cannot train {path!r}: its logits are not output matrix times hidden states"
-                         + ", or its attention takes no packed rows (give --no-pack)" * packed) from None
-    except (ValueError, TypeError) as error:
-        raise InputError(f"cannot train {path!r}: {error}") from None
-    if args.checkpointing:
-        model.gradient_checkpointing_enable({"use_reentrant": False})
-    return policy, tokenizer
-
-
-def add_lora(model, args):
-    """Freeze the model; put trainable low-rank matrices beside its linear layers, all but the output head."""
-    import peft
-    torch.manual_seed(args.seed)                                            # the same start on all ranks
-    peft.inject_adapter_in_model(peft.LoraConfig(r=args.lora_rank, lora_alpha=2 * args.lora_rank,
-                                                 target_modules="all-linear"), model)
-
-
-def deepspeed_engine(policy, args):
-    """DeepSpeed around the policy: AdamW, mixed precision, ZeRO. Learning rate and loss scale stay ours."""
-    import deepspeed
-    if args.offload and not args.zero:
-        raise InputError("--offload needs --zero 1, 2 or 3")
-    if args.lora_rank:
-        add_lora(policy.model, args)
-    trained = [p for p in policy.parameters() if p.requires_grad]
-    decay, rest = [p for p in trained if p.ndim > 1], [p for p in trained if p.ndim <= 1]    # rest: norms …
-    optimizer = torch.optim.AdamW([dict(params=part, weight_decay=rate)
-                                   for part, rate in ((decay, args.weight_decay), (rest, 0.0)) if part],
-                                  lr=args.lr, betas=(0.9, 0.999), fused=True)
-    offload = {"offload_optimizer": {"device": "cpu", "pin_memory": torch.cuda.is_available()}}
-    return deepspeed.initialize(model=policy, optimizer=optimizer, config={
-        "train_micro_batch_size_per_gpu": 1, "gradient_accumulation_steps": 1,
-        "gradient_clipping": args.clip_grad, "zero_allow_untested_optimizer": True,
-        "zero_optimization": {"stage": args.zero, **(offload if args.offload else {})},
-        "zero_force_ds_cpu_optimizer": False,                   # torch's AdamW, which needs nothing compiled
-        "bf16": {"enabled": args.dtype == "bf16"}, "wall_clock_breakdown": False,
-        "steps_per_print": 1 << 60})[0]
-
-
-def optimizer_step(engine, micro_batches, loss_of, lr):
-    """One update from the summed gradient of all micro-batches on all ranks -> gradient norm before clipping.
-
-    loss_of(*micro_batch) is this rank's part of the loss, already divided by the *global* denominator;
-    DeepSpeed averages gradients over ranks, hence the factor. Every rank must bring the same number of
-    micro-batches.
-    """
-    for group in engine.optimizer.param_groups:
-        group["lr"] = lr
-    for i, batch in enumerate(micro_batches):
-        engine.set_gradient_accumulation_boundary(i == len(micro_batches) - 1)
-        engine.backward(loss_of(*batch) * torch.distributed.get_world_size())
-        if (i + 1 == len(micro_batches) and engine.get_data_types()[0] == torch.float32
-                and not engine.zero_optimization()):               # DeepSpeed keeps the norm for itself here
-            norm = torch.nn.utils.clip_grad_norm_(engine.parameters(), engine.gradient_clipping())
-        engine.step()
-    return float(norm if engine.get_global_grad_norm() is None else engine.get_global_grad_norm())
-
-
-def sum_over_ranks(*numbers):
-    """Element-wise sums of numbers over all ranks."""
-    total = torch.tensor(numbers, dtype=torch.float64)
-    if torch.cuda.is_available():
-        total = total.cuda()
-    torch.distributed.all_reduce(total)
-    return total.tolist()
 
 
 # ---- main ----
@@ -408,33 +241,6 @@ def mean_loss(engine, micro, examples):
     with torch.no_grad():
         total = sum(-float(engine(*batch).sum()) for batch in micro)
     return sum_over_ranks(total)[0] / max(1, sum(map(tokens_with_loss, examples)))
-
-
-def start_wandb(args):
-    """-> function that logs a row of metrics to Weights & Biases."""
-    import wandb
-    same = f"{zlib.crc32(os.path.abspath(args.out).encode()):08x}"      # a resumed run goes on in its curve
-    run = wandb.init(project=args.wandb, name=args.out, id=same, resume="allow", config=vars(args))
-    return lambda row: run.log(row, step=row["step"])
-
-
-def permutation(n, seed, epoch, cache={}):
-    """A fixed random order of range(n)."""
-    if (n, seed, epoch) not in cache:
-        cache.clear()
-        cache[n, seed, epoch] = random.Random(f"{seed} {epoch}").sample(range(n), n)
-    return cache[n, seed, epoch]
-
-
-def open_metrics(out, done, name="metrics.jsonl"):
-    """OUT/metrics.jsonl for appending, cut back to the step that a resumed run starts from."""
-    path = os.path.join(out, name)
-    os.makedirs(out, exist_ok=True)
-    rows = [row for row in resume_jsonl(path) if row["step"] <= done]
-    with open(path, "w", encoding="utf-8") as f:
-        for row in rows:
-            append_jsonl(f, row)
-    return open(path, "a", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -31,7 +31,7 @@ from concurrent.futures import ThreadPoolExecutor
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))                              # before this folder, whose env.py is this file
 import env  # noqa: E402
-from assets import sandbox  # noqa: E402
+from sandbox import interpreter as sandbox  # noqa: E402
 
 # Trajectories of four steps as agents write them, by kind. Every step prints something.
 TRAJECTORIES = {

@@ -28,6 +28,11 @@ import teacher as demo_teacher  # noqa: E402
 import env  # noqa: E402
 import judge  # noqa: E402
 import mps  # noqa: E402
+from plumbing.cli import sampling_from_args  # noqa: E402
+from plumbing.engines import load_engine  # noqa: E402
+from plumbing.records import read_tasks  # noqa: E402
+from plumbing.search import search_from_args  # noqa: E402
+from plumbing.trajectory import render, step_of  # noqa: E402
 
 
 def failed_runs(tasks, engine, playing, args, options, search):
@@ -36,10 +41,10 @@ def failed_runs(tasks, engine, playing, args, options, search):
     for at in range(0, len(tasks), options.batch):
         limits = options.max_steps, options.max_tokens
         episodes = env.make_episodes(tasks[at:at + options.batch], 1, *limits, search)
-        engine.play(episodes, **{**env.sampling_from_args(options), **playing})
+        engine.play(episodes, **{**sampling_from_args(options), **playing})
         for task, e in zip(tasks[at:], episodes):
             mentored = mps.Mentored(task, e, None, options)
-            steps = demo_teacher.read_steps(judge.render(e.messages))
+            steps = demo_teacher.read_steps(render(e.messages))
             if mentored.right(e):
                 continue
             guide = demo_teacher.Task(task["question"])
@@ -64,7 +69,7 @@ def search_all(runs, named, accuracy, engine, options):
                 asked.append((i, job, next(job)))
             except StopIteration as end:
                 results[i] = end.value
-        engine.play([e for _, _, episodes in asked for e in episodes], **env.sampling_from_args(options))
+        engine.play([e for _, _, episodes in asked for e in episodes], **sampling_from_args(options))
         jobs = [(i, job) for i, job, _ in asked]
     return results
 
@@ -76,15 +81,15 @@ def share(hits):
 
 def compare(student, temperature, args, options, search):
     """Prints the table of one student."""
-    engine = env.load_engine("torch", os.path.join(args.run, "ckpt", student))
-    tasks = judge.read_tasks(os.path.join(args.run, "tasks/mps.jsonl"))
+    engine = load_engine("torch", os.path.join(args.run, "ckpt", student))
+    tasks = read_tasks(os.path.join(args.run, "tasks/mps.jsonl"))
     playing = dict(temperature=temperature) | (dict(top_p=1, top_k=0) if temperature > 1 else {})
     runs, unclear = failed_runs(tasks, engine, playing, args, options, search)
     named, dice, truth = [], random.Random(args.seed), [true for _, true in runs]
     for mentored, true in runs:
-        others = [k for k in range(env.step_of(mentored.episode.messages)) if k != true]
+        others = [k for k in range(step_of(mentored.episode.messages)) if k != true]
         named.append(dice.choice(others) if others and dice.random() < args.error_rate else true)
-    steps = sum(env.step_of(m.episode.messages) for m, _ in runs) / len(runs)
+    steps = sum(step_of(m.episode.messages) for m, _ in runs) / len(runs)
     print(f"\n{len(runs)} failed runs of {student} at temperature {temperature:g} with a false step, beside "
           f"{unclear} without one; {steps:.1f} steps each\n"
           "| the first wrong step is named by | exactly right, % | resumptions a run |\n|---|---:|---:|\n"
@@ -111,7 +116,7 @@ def main():
     options = mps.parse_args(["--tasks", "-", "--student", "-", "--out", "-", "--teacher-url", url,
                               "--search", f"http:{url}/search", "--no-preload", "--max-tokens", "240",
                               "--verify-first-error", str(args.tries)])
-    search = env.search_from_args(options)
+    search = search_from_args(options)
     for student in args.students:
         name, _, temperature = student.partition(":")
         compare(name, float(temperature or 0.6), args, options, search)

@@ -57,7 +57,7 @@ def make_rollouts(P, R, G, vocabulary):
     import math
     import random
 
-    from assets.groups import Rollout
+    from plumbing.packing import Rollout
     rng = random.Random(0)
     ids = lambda n: [rng.randrange(10, vocabulary) for _ in range(n)]
     prefix, old = ids(P), -math.log(vocabulary)

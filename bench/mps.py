@@ -28,6 +28,10 @@ sys.path.insert(0, str(ROOT))                    # before this folder, whose env
 import env  # noqa: E402
 import judge  # noqa: E402
 import mps  # noqa: E402
+from plumbing.cli import sampling_from_args  # noqa: E402
+from plumbing.engines import load_engine  # noqa: E402
+from plumbing.records import read_jsonl, read_tasks  # noqa: E402
+from plumbing.search import search_from_args  # noqa: E402
 
 
 class Server:
@@ -78,7 +82,7 @@ def waves(tasks, engine, teacher, search, args, done):
     with mps.ThreadPoolExecutor(args.concurrency) as pool:
         asked = [next(run) for _, run in live]
         while live:
-            engine.play([e for episodes in asked for e in episodes], **env.sampling_from_args(args))
+            engine.play([e for episodes in asked for e in episodes], **sampling_from_args(args))
             asked = list(pool.map(lambda one: next(one[1], None), live))
             for (mentored, _), episodes in zip(live, asked):
                 if episodes is None:
@@ -94,7 +98,7 @@ def one_by_one(tasks, engine, teacher, search, args, done):
 def measure(name, scheduler, tasks, engine, latency, args, url):
     options = mps.parse_args(flags(args, url, "-"))
     teacher, found = judge.Teacher.from_args(options), []
-    search = env.search_from_args(options)
+    search = search_from_args(options)
     timed, start = Timed(engine), time.perf_counter()
     scheduler(tasks, timed, teacher, search, options, found.append)
     wall, calls = time.perf_counter() - start, teacher.counts["calls"]
@@ -110,7 +114,7 @@ def measure(name, scheduler, tasks, engine, latency, args, url):
 def speed(args):
     import torch
     torch.set_num_threads(1)
-    tasks, engine = judge.read_tasks(args.tasks)[:args.n], env.load_engine("torch", args.student)
+    tasks, engine = read_tasks(args.tasks)[:args.n], load_engine("torch", args.student)
     print("| | latency, s | tasks | tasks a minute | s | calls | latency / slots, s | engine, s "
           "| engine, CPU s | batches | s / bound |\n" + "|---" * 11 + "|")
     for latency in args.latency:
@@ -125,7 +129,7 @@ def speed(args):
 # ---- faults ----
 
 def outcome(out):
-    records = [record for _, record in judge.read_jsonl(str(out / "mps.jsonl"))]
+    records = [record for _, record in read_jsonl(str(out / "mps.jsonl"))]
     ids = [r["id"] for r in records]
     assert len(ids) == len(set(ids))
     counts = {o: sum(r["outcome"] == o for r in records) for o in ("solved", "corrected", "hard", "failed")}

@@ -24,6 +24,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), ".."))
 import judge
 import world
+from plumbing.replies import parse_code
 
 PLANS = {"math": "I will compute the amount step by step.", "search": "I will look up the links one by one."}
 HEADING = re.compile(r"(?m)^# (Question|Reference answer|Trajectory|Rejected step|Analysis|Suggestion"
@@ -65,7 +66,7 @@ def effects(content, variables):
         return None
     assigned, queries, answer = {}, [], None
     try:
-        for node in judge.parse_code(code[1].strip()).body:
+        for node in parse_code(code[1].strip()).body:
             match node:
                 case ast.Assign([ast.Name(name)], expression):
                     assigned[name] = variables[name] = value_of(expression, variables)

@@ -1,4 +1,4 @@
-"""Is an answer right? Pairs of (prediction, reference), written by hand, through `judge.math_equal`.
+"""Is an answer right? Pairs of (prediction, reference), written by hand, through `math_equal`.
 
 Precision and recall over the list are at least 99 %; what a rule cannot know (a constant left out, a synonym)
 is not in the list. Both directions of many pairs, since either side may carry the wrapping.
@@ -10,6 +10,8 @@ import sys
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 sys.path.insert(0, ROOT)
 import judge
+from plumbing.answers import math_equal  # noqa: E402
+from plumbing.cli import cli  # noqa: E402
 
 EQUAL = {
     "integers": [
@@ -283,7 +285,7 @@ DIFFERENT = {
 
 
 def test_pairs():
-    said = {(wanted, kind, pair): judge.math_equal(*pair)
+    said = {(wanted, kind, pair): math_equal(*pair)
             for wanted, groups in ((True, EQUAL), (False, DIFFERENT))
             for kind, pairs in groups.items() for pair in pairs}
     missed = [key[1:] for key, found in said.items() if key[0] and not found]
@@ -297,7 +299,7 @@ def test_pairs():
 
 def test_a_missing_library_is_one_sentence(tmp_path):
     (tmp_path / "math_verify.py").write_text("raise ImportError('not here')")
-    program = "import judge; judge.cli(lambda _: judge.math_equal('1/2', '0.5'), None)"
+    program = "import judge; cli(lambda _: math_equal('1/2', '0.5'), None)"
     done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True,
                           env={**os.environ, "PYTHONPATH": str(tmp_path)})
     assert done.returncode == 2 and "Traceback" not in done.stderr

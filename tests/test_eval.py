@@ -19,6 +19,9 @@ sys.path.insert(0, ROOT)
 import env
 import eval as evaluate
 import judge
+from plumbing.chat_api import BadReply  # noqa: E402
+from plumbing.cli import InputError  # noqa: E402
+from plumbing.records import as_list  # noqa: E402
 
 BENCH = os.path.join(ROOT, "..", "shared", "data", "arpo_eval")
 
@@ -189,7 +192,7 @@ def test_oracle_is_100_and_silence_is_0(name, metric, n, tmp_path, monkeypatch):
     path = os.path.join(BENCH, name, "test.jsonl")
     if not os.path.exists(path):
         pytest.skip(f"{path} is not there")
-    monkeypatch.setattr(env, "rollout", fake_rollout(lambda t: judge.as_list(t["answer"])[-1]))
+    monkeypatch.setattr(env, "rollout", fake_rollout(lambda t: as_list(t["answer"])[-1]))
     row = run(tmp_path / "oracle", "--tasks", path)["rows"][0]
     assert (row["metric"], row["n"], row["mean"], row["unanswered"]) == (metric, n, 100.0, 0)
     assert row["group"].lower() == name
@@ -311,7 +314,7 @@ def test_the_judge_is_asked_for_metric_judge_only_and_its_failure_is_no_verdict(
     def correct_answer(teacher, question, prediction, answers):
         asked.append(teacher)
         if teacher:
-            raise judge.BadReply("not JSON")
+            raise BadReply("not JSON")
         return False
 
     monkeypatch.setattr(judge, "correct_answer", correct_answer)
@@ -374,7 +377,7 @@ def test_real_interpreters_and_resume(tmp_path):
     keys = [(p["id"], p["run"]) for p in map(json.loads, path.read_text().splitlines())]
     assert len(keys) == len(set(keys)) == 12
     assert json.load(open(out / "args.json"))["args"]["runs"] == 2
-    with pytest.raises(judge.InputError, match="max_steps 8, not 4"):
+    with pytest.raises(InputError, match="max_steps 8, not 4"):
         run(out, *flags, "--max-steps", 4, engine=Oracle())
 
 
@@ -663,9 +666,9 @@ def test_bad_input_is_one_sentence(tmp_path, text, message):
 
 
 def test_missing_results_and_models_are_one_sentence(tmp_path):
-    with pytest.raises(judge.InputError, match="cannot read .*results.json"):
+    with pytest.raises(InputError, match="cannot read .*results.json"):
         evaluate.table(evaluate.parse_args(["table", str(tmp_path)]))
-    with pytest.raises(judge.InputError, match="cannot use the model"):
+    with pytest.raises(InputError, match="cannot use the model"):
         run(
             tmp_path / "out",
             "--tasks",

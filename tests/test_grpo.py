@@ -12,7 +12,11 @@ import env
 import grpo_short
 import judge
 import sft
-from assets.groups import Rollout, pack, pad, share_prefixes
+from plumbing.packing import Rollout, pack_groups, pad_rollouts, share_prefixes
+from plumbing.chat_api import BadReply  # noqa: E402
+from plumbing.engines import TorchEngine, sample  # noqa: E402
+from plumbing.models import LogProbs, load_model  # noqa: E402
+from plumbing.search import SearchFailed  # noqa: E402
 
 ARGS = "--model m --data d --out o --teacher-url u".split()
 
@@ -59,8 +63,8 @@ class OneRank:
 @pytest.mark.parametrize("flags", [("--row-tokens", "9999"), ("--row-tokens", "150"), ("--row-tokens", "1"),
                                    ("--kl", "0.3", "--dual-clip", "0", "--temperature", "0.7")])
 def test_packed_groups_give_the_loss_and_gradients_of_the_plain_path(family, flags, monkeypatch):
-    policy, trainer = sft.LogProbs(tiny(family)), OneRank(monkeypatch)
-    reference = sft.LogProbs(tiny(family, initializer_range=0.28)) if "--kl" in flags else None
+    policy, trainer = LogProbs(tiny(family)), OneRank(monkeypatch)
+    reference = LogProbs(tiny(family, initializer_range=0.28)) if "--kl" in flags else None
     plain = trainer.run(policy, GROUPS, "--no-pack", "--micro-batch", "3", *flags, reference=reference)
     assert trainer.passes == 4
     packed = trainer.run(policy, GROUPS, *flags, reference=reference)
@@ -75,10 +79,10 @@ def test_packed_groups_give_the_loss_and_gradients_of_the_plain_path(family, fla
 
 def test_an_observation_is_context_but_not_loss():
     """Another observation changes the log-probs after it, and has none itself."""
-    policy, (r,) = sft.LogProbs(tiny("qwen2")), group(10, [40])
+    policy, (r,) = LogProbs(tiny("qwen2")), group(10, [40])
     at = r.loss_mask.index(0, r.prompt)                                # the first token of an observation
     changed = r._replace(input_ids=r.input_ids[:at] + [(r.input_ids[at] + 1) % 61] + r.input_ids[at + 1:])
-    logps = [policy(*pack([[x]], "cpu")[:3]) for x in (r, changed)]
+    logps = [policy(*pack_groups([[x]], "cpu")[:3]) for x in (r, changed)]
     before = sum(r.loss_mask[:at])
     assert len(logps[0]) == sum(r.loss_mask) and torch.equal(logps[0][:before], logps[1][:before])
     assert (logps[0][before:] - logps[1][before:]).abs().min() > 0
@@ -93,13 +97,13 @@ def test_rows_keep_to_their_budget():
         assert all(r.prompt == part[0].prompt for row in rows for part in row for r in part)
         assert sorted(r for row in rows for part in row for r in part) == sorted(r for g in GROUPS for r in g)
     one, = share_prefixes(GROUPS, 10 ** 6)
-    assert pack(one, "cpu")[0]["input_ids"].shape == (1, sum(map(size, GROUPS)))     # P + G R, not G (P + R)
+    assert pack_groups(one, "cpu")[0]["input_ids"].shape == (1, sum(map(size, GROUPS)))     # P + G R, not G (P + R)
 
 
 def test_a_pass_without_rollouts_has_no_gradient():
     """A rank with fewer rows than the others takes part in their passes."""
-    for batch in pack([], "cpu"), pad([], "cpu"):
-        policy = sft.LogProbs(tiny("qwen3"))
+    for batch in pack_groups([], "cpu"), pad_rollouts([], "cpu"):
+        policy = LogProbs(tiny("qwen3"))
         logps = policy(*batch[:3])
         grpo_short.policy_loss(logps, batch[3], batch[4], torch.ones_like(logps), denominator=7)[0].backward()
         assert len(logps) == 0 and all(p.grad is None or not p.grad.any() for p in policy.parameters())
@@ -179,16 +183,16 @@ def test_against_verl_itself():
 def test_a_bandit_learns():
     """Two arms, tokens below and above 30, and one pays: learned in 40 updates by the script's functions."""
     torch.manual_seed(0)
-    policy = sft.LogProbs(tiny("qwen3", initializer_range=0.05))
+    policy = LogProbs(tiny("qwen3", initializer_range=0.05))
     optimizer, question, means = torch.optim.AdamW(policy.parameters(), lr=3e-3), [5, 6, 7], []
     for _ in range(40):
         with torch.no_grad():
             logits = policy.model(torch.tensor([question])).logits[0, -1].expand(32, 61)
-        tokens, old = env.sample(logits, torch.rand(32), 1.0, 1.0, 0)
+        tokens, old = sample(logits, torch.rand(32), 1.0, 1.0, 0)
         rewards = (tokens < 30).float()[None]
         group = [Rollout(question + [token], [0, 0, 0, 1], [0.0] * 3 + [p], a, 3) for token, p, a in
                  zip(tokens.tolist(), old.tolist(), grpo_short.group_advantages(rewards)[0].tolist())]
-        *what, old, advantages = pack([group], "cpu")
+        *what, old, advantages = pack_groups([group], "cpu")
         logps = policy(*what)
         optimizer.zero_grad()
         grpo_short.policy_loss(logps, old, advantages, torch.ones_like(logps))[0].backward()
@@ -201,12 +205,12 @@ def test_a_bandit_learns():
 
 def test_what_is_sampled_does_not_depend_on_ranks_or_batches(checkpoint):
     """Every other start on its own, in smaller batches, gives the rollouts that it gave among all of them."""
-    model, tokenizer = env.load_model(checkpoint, torch.float32)
+    model, tokenizer = load_model(checkpoint, torch.float32)
     starts = [dict(id=str(i), question="Cy has 6 pears." + " ?" * i, answer="6") for i in range(4)]
 
     def play(starts, batch):
         episodes = env.make_episodes(starts, 3, 2, 20)
-        env.TorchEngine(model, tokenizer, batch).play(episodes, seed=5)
+        TorchEngine(model, tokenizer, batch).play(episodes, seed=5)
         return [e.ids for e in episodes]
     together = play(starts, 128)
     assert len({str(ids) for ids in together}) == 12                       # every copy differs
@@ -222,7 +226,7 @@ class Judge:
 
     def same_answer(self, question, prediction, answers):
         if prediction == "unclear":
-            raise judge.BadReply("no verdict")
+            raise BadReply("no verdict")
         return prediction == "yes"
 
 
@@ -249,7 +253,7 @@ def test_what_failed_is_dropped_and_counted():
 
 def test_a_prefix_whose_search_fails_is_skipped_with_its_reason():
     def broken(query):
-        raise env.SearchFailed("quota")
+        raise SearchFailed("quota")
     messages = [{"role": "user", "content": "q"},
                 {"role": "assistant", "content": "<code>print(web_search('a'))</code>"},
                 {"role": "user", "content": "Observation: b"}]
@@ -257,7 +261,7 @@ def test_a_prefix_whose_search_fails_is_skipped_with_its_reason():
     episodes = env.make_episodes([dict(id="a", question="q", answer="b", messages=messages),
                                   dict(id="b", question="q", answer="b")], 2, search=broken, skipped=skipped)
     assert [e.task["id"] for e in episodes] == ["b", "b"] and [str(why) for _, why in skipped] == ["quota"]
-    with pytest.raises(env.SearchFailed):
+    with pytest.raises(SearchFailed):
         env.make_episodes([dict(id="a", question="q", answer="b", messages=messages)], search=broken)
 
 

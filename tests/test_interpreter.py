@@ -22,7 +22,7 @@ import pytest
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 import env  # noqa: E402
-from assets import sandbox  # noqa: E402
+from sandbox import interpreter as sandbox  # noqa: E402
 
 SECRET = "k3y-9f8e7d6c5b4a"
 linux = pytest.mark.skipif(not sandbox.LINUX, reason="the sandbox needs Linux")
@@ -197,13 +197,13 @@ def test_failed_search_is_no_observation():
     def search(query):
         calls.append(query)
         if query == "bad":
-            raise env.SearchFailed("quota")
+            raise SearchFailed("quota")
         return "\ud800\0found" + "x" * 100_000
 
     py = sandbox.Interpreter(search)
     assert py.run("x = 1\nlen(web_search('good'))").text == str(sandbox.MAX_OUTPUT + 100 + len("\\ud800\\x00") - 2)
     for code in "x = 2\nweb_search('bad')", "try:\n    x = 3\n    web_search('bad')\nexcept BaseException: pass":
-        with pytest.raises(env.SearchFailed):
+        with pytest.raises(SearchFailed):
             py.run(code)
     assert py.run("x").text == "1" and calls == ["good", "bad", "bad"] and len(py.log) == 2
     py.close()
@@ -620,7 +620,7 @@ def test_a_stopped_session():
 SURROUNDINGS = """
 import sys, os, resource, signal; sys.path.insert(0, sys.argv[1])
 {before}
-from assets import sandbox
+from sandbox import interpreter as sandbox
 sandbox.set_sandbox("auto", preload=False)
 file = open(sys.argv[2], "w")
 crowd = [sandbox.Interpreter(seconds=20) for _ in range({number})]
@@ -680,7 +680,9 @@ def test_a_crowd():
 PROBE = """
 import sys; sys.path.insert(0, sys.argv[1])
 import env
-env.set_sandbox(sys.argv[2])
+from plumbing.search import SearchFailed, make_search  # noqa: E402
+from sandbox.interpreter import set_sandbox  # noqa: E402
+set_sandbox(sys.argv[2])
 py = env.Interpreter(seconds=5)
 for code in ("print(open(%r).read())" % sys.argv[3], "import socket; socket.socket(); print('socket')",
              "import sympy; sympy.sqrt(8)", "import os; print(os.environ.get('PLANTED_KEY'))"):
@@ -839,12 +841,12 @@ def serper(monkeypatch):
 
 
 def test_http_search(serper):
-    search = env.make_search("http:" + serper.url)
+    search = make_search("http:" + serper.url)
     assert search("q").split("\n") == ["Page: 0", "Title: q", "Snippet: one", "Page: 1", "Title: second",
                                        "Snippet: two", "Page: 2", "Title: bare", "Snippet: "]
     assert serper.asked == [("q", "abc")]
     serper.replies += [(500, ""), (429, ""), (200, '{"organic": []}')]
-    assert env.make_search(serper.url)("q") == "No results found." and len(serper.asked) == 4
+    assert make_search(serper.url)("q") == "No results found." and len(serper.asked) == 4
 
 
 @pytest.mark.parametrize("replies, requests", [
@@ -853,8 +855,8 @@ def test_http_search(serper):
     ([(503, "")] * 9, 6), ([(200, "<html>")], 1), ([(200, '{"error": 1}')], 1), ([(200, "[]")], 1)])
 def test_http_search_fails_for_good(serper, replies, requests):
     serper.replies += replies
-    py = sandbox.Interpreter(env.make_search(serper.url))
-    with pytest.raises(env.SearchFailed, match=re.escape(serper.url)):
+    py = sandbox.Interpreter(make_search(serper.url))
+    with pytest.raises(SearchFailed, match=re.escape(serper.url)):
         py.run("try:\n    web_search('q')\nexcept BaseException: pass")
     assert len(serper.asked) == requests
     py.close()
@@ -862,36 +864,36 @@ def test_http_search_fails_for_good(serper, replies, requests):
 
 def test_search_without_a_service(monkeypatch):
     monkeypatch.setattr(time, "sleep", lambda seconds: None)
-    with pytest.raises(env.SearchFailed, match="ConnectionError"):
-        env.make_search("http://127.0.0.1:9/")("q")
-    assert env.make_search(None) is None and env.make_search("none") is None
+    with pytest.raises(SearchFailed, match="ConnectionError"):
+        make_search("http://127.0.0.1:9/")("q")
+    assert make_search(None) is None and make_search("none") is None
     with pytest.raises(ValueError):
-        env.make_search("bing")
+        make_search("bing")
 
 
 def test_cache_is_shared_and_keeps_no_failures(serper, tmp_path):
     path = str(tmp_path / "cache.sqlite")
     serper.replies.append((402, ""))
-    with pytest.raises(env.SearchFailed):
-        env.make_search(serper.url, path)("q")
-    first = env.make_search(serper.url, path)("q")
-    code = "import sys; sys.path.insert(0, sys.argv[1]); import env; print(env.make_search(*sys.argv[2:])('q'))"
+    with pytest.raises(SearchFailed):
+        make_search(serper.url, path)("q")
+    first = make_search(serper.url, path)("q")
+    code = "import sys; sys.path.insert(0, sys.argv[1]); import env; print(make_search(*sys.argv[2:])('q'))"
     command = [sys.executable, "-c", code, str(ROOT), serper.url, path]
     other = subprocess.run(command, capture_output=True, text=True)
     assert other.stdout.strip() == first.strip() and len(serper.asked) == 2
-    search = env.make_search(serper.url, path)
+    search = make_search(serper.url, path)
     with ThreadPoolExecutor(8) as pool:
         texts = list(pool.map(search, [str(i % 10) for i in range(200)]))
     assert texts[3].startswith("Page: 0\nTitle: 3\n") and texts == texts[:10] * 20
 
 
 def test_a_cache_that_cannot_be_used(serper, tmp_path):
-    with pytest.raises(env.SearchFailed, match="cache"):
-        env.make_search(serper.url, str(tmp_path / "missing" / "cache.sqlite"))
-    search = env.make_search(serper.url, str(tmp_path / "cache.sqlite"))
+    with pytest.raises(SearchFailed, match="cache"):
+        make_search(serper.url, str(tmp_path / "missing" / "cache.sqlite"))
+    search = make_search(serper.url, str(tmp_path / "cache.sqlite"))
     (tmp_path / "cache.sqlite").write_bytes(b"no database" * 1000)
     py = sandbox.Interpreter(search)
-    with pytest.raises(env.SearchFailed, match="cache"):
+    with pytest.raises(SearchFailed, match="cache"):
         py.run("web_search('q')")
     py.close()
 
@@ -904,18 +906,18 @@ def test_local_search(tmp_path):
     corpus.append({"title": "Ada Lovelace", "text": "wrote the first program for the analytical engine. " * 40})
     path = tmp_path / "corpus.jsonl"
     path.write_text("\n".join(map(json.dumps, corpus)) + "\n")
-    search = env.make_search(f"local:{path}")
+    search = make_search(f"local:{path}")
     best = search("Who wrote the first program?")
     assert best.startswith("Page: 0\nTitle: Ada Lovelace\nSnippet: wrote") and len(best) < 1000
     assert search("river").count("Title:") == 10 and search("xylophone qqq") == "No results found." and search("")
     cache = str(tmp_path / "cache.sqlite")
-    assert "Ada" in env.make_search(f"local:{path}", cache)("Lovelace")
+    assert "Ada" in make_search(f"local:{path}", cache)("Lovelace")
     path.write_text("")
     with pytest.raises(ValueError, match="no pages"):
-        env.make_search(f"local:{path}")
+        make_search(f"local:{path}")
     path.write_text('{"title": "a", "text": "another Lovelace"}\n')
     os.utime(path, (0, 0))
-    assert "another" in env.make_search(f"local:{path}", cache)("Lovelace")  # not the old one
+    assert "another" in make_search(f"local:{path}", cache)("Lovelace")  # not the old one
     path.write_text('{"title": "a", "text": "b"}\n{"title": "a"}\n')
     with pytest.raises(ValueError, match="corpus.jsonl, line 2"):
-        env.make_search(f"local:{path}")
+        make_search(f"local:{path}")

@@ -12,6 +12,11 @@ import pytest
 ROOT = os.path.join(os.path.dirname(os.path.abspath(__file__)), "..")
 sys.path.insert(0, ROOT)
 import judge  # noqa: E402
+from plumbing.answers import math_equal  # noqa: E402
+from plumbing.chat_api import BadReply, TeacherDown  # noqa: E402
+from plumbing.cli import InputError  # noqa: E402
+from plumbing.records import append_jsonl, read_tasks, resume_jsonl  # noqa: E402
+from plumbing.replies import Verdict, leaked, parse_correction, parse_step, parse_verdict, same_step_cheap  # noqa: E402
 
 DATA = os.path.join(ROOT, "..", "shared", "data")
 
@@ -47,13 +52,13 @@ DIFFERENT = [
 
 @pytest.mark.parametrize("prediction, answer", SAME)
 def test_equal_answers(prediction, answer):
-    assert judge.math_equal(prediction, answer)
-    assert judge.math_equal(prediction, ["no such thing", answer])
+    assert math_equal(prediction, answer)
+    assert math_equal(prediction, ["no such thing", answer])
 
 
 @pytest.mark.parametrize("prediction, answer", DIFFERENT)
 def test_different_answers(prediction, answer):
-    assert not judge.math_equal(prediction, answer)
+    assert not math_equal(prediction, answer)
 
 
 def test_rules_decide_or_leave_it():
@@ -67,10 +72,10 @@ def test_rules_decide_or_leave_it():
 
 def test_a_hanging_comparison_ends_also_in_threads():
     from concurrent.futures import ThreadPoolExecutor
-    judge.math_equal("x+1", "1+x")                                     # the library is loaded
+    math_equal("x+1", "1+x")                                     # the library is loaded
     started = time.time()
     with ThreadPoolExecutor(4) as pool:
-        assert list(pool.map(judge.math_equal, ["x+1", "(9^{9})^{9^{9^{9}}}+x"], ["1+x", "x^2+1"])) == [True, False]
+        assert list(pool.map(math_equal, ["x+1", "(9^{9})^{9^{9^{9}}}+x"], ["1+x", "x^2+1"])) == [True, False]
     assert time.time() - started < 15
 
 
@@ -97,7 +102,7 @@ def step(code, seen=None, thought="I go on."):
 
 
 def test_same_step_cheap():
-    same = judge.same_step_cheap
+    same = same_step_cheap
     assert same(step("x=1 # one"), step("x = 1", "", "Other words."))
     assert same(step("print(2+3)", "Observation: 5"), step("y=5\nprint(y)", "5"))
     assert same(step("print(a)", "NameError: a"), step("print(b)", "NameError: a")) is None
@@ -117,25 +122,25 @@ def test_parse_verdict_forgives_form_but_not_content():
         "{'correct': False, 'first_wrong_step': 2, 'analysis': 'a', 'suggestion': 's'}",
     ]
     for text in good:
-        assert judge.parse_verdict(text, 3) == judge.Verdict(False, 2, "a", "s"), text
-    latex = judge.parse_verdict('{"correct": false, "first_wrong_step": 0, "analysis": "\\(x\\) \\frac\n1", "suggestion": null}', 1)
-    assert latex == judge.Verdict(False, 0, "\\(x\\) \\frac\n1", "")
-    assert judge.parse_verdict('{"correct": true, "first_wrong_step": null}', 3) == judge.Verdict(True, None, "", "")
+        assert parse_verdict(text, 3) == Verdict(False, 2, "a", "s"), text
+    latex = parse_verdict('{"correct": false, "first_wrong_step": 0, "analysis": "\\(x\\) \\frac\n1", "suggestion": null}', 1)
+    assert latex == Verdict(False, 0, "\\(x\\) \\frac\n1", "")
+    assert parse_verdict('{"correct": true, "first_wrong_step": null}', 3) == Verdict(True, None, "", "")
     for text in ('{"correct": false, "first_wrong_step": 3}', '{"correct": false, "first_wrong_step": null}', "no",
                  '{"correct": false, "first_wrong_step": -1}', '{"correct": false, "first_wrong_step": true}',
                  '{"correct": "perhaps", "first_wrong_step": 1}', '{"correct": false, "first_wrong', "{" * 5000):
         with pytest.raises(ValueError):
-            judge.parse_verdict(text, 3)
+            parse_verdict(text, 3)
 
 
 def test_parse_step():
     wanted = "<thought>Add.</thought><code>x = 1\nprint(x)</code>"
     for text in (wanted, "Well.\n<thought>\nThought: Add.\n</thought>\n<code>\n```python\nx = 1\nprint(x)\n```\n</code>\nObservation: 1",
                  "<thought>**Thought:** Add.</thought> <code>x = 1\nprint(x)\n</code>", wanted + wanted):
-        assert judge.parse_step(text) == wanted
+        assert parse_step(text) == wanted
     for text in ("", "<thought>a</thought>", "<thought>a</thought><code></code>", "<thought></thought><code>1</code>"):
         with pytest.raises(ValueError):
-            judge.parse_step(text)
+            parse_step(text)
 
 
 QUESTION = "Cy has 6 pears. Cy plus 3 is Lea. Lea times 2 is Bo. How many has Bo?"
@@ -171,31 +176,31 @@ LATER = PLAN + [{"role": "assistant", "content": step("lea = 6 + 3\nprint(lea)")
     (PLAN[:1], {"content": "<first_thought>Work it out.</first_thought>"}, "18", False),
 ])
 def test_leaks(before, content, answers, leak):
-    assert (judge.leaked(content["content"], QUESTION, answers, before) is not None) == leak
+    assert (leaked(content["content"], QUESTION, answers, before) is not None) == leak
     if leak:
         with pytest.raises(ValueError):
-            judge.parse_correction(content["content"], QUESTION, answers, before, True)
+            parse_correction(content["content"], QUESTION, answers, before, True)
     else:
-        assert judge.parse_correction(content["content"], QUESTION, answers, before, True)
+        assert parse_correction(content["content"], QUESTION, answers, before, True)
 
 
 def test_corrections_must_not_talk_or_label():
     good = step("bo = lea * 2\nprint(bo)", thought="In the previous step I found Lea's pears.")["content"]
-    assert judge.parse_correction(good, QUESTION, "18", LATER) == good
+    assert parse_correction(good, QUESTION, "18", LATER) == good
     for thought in ("The mistake was to add.", "As suggested, I double.", "The reference answer is larger.",
                     "The previous step was wrong, so I double.", "Thought: I double.", "Step 2: I double."):
         text = step("bo = lea * 2\nprint(bo)", thought=thought)["content"]
         with pytest.raises(ValueError):
-            judge.parse_correction(text, QUESTION, "18", LATER)
+            parse_correction(text, QUESTION, "18", LATER)
     label = step("print(lea * 2)", thought="Thought: I double.")["content"]
-    assert judge.parse_correction(label, QUESTION, "18", LATER, last=True) == step("print(lea * 2)", thought="I double.")["content"]
+    assert parse_correction(label, QUESTION, "18", LATER, last=True) == step("print(lea * 2)", thought="I double.")["content"]
     word = step("print(lea * 2)", thought="I undo his mistake.")["content"]
-    assert judge.parse_correction(word, "By mistake he adds 3.", "18", LATER) == word          # the question's own word
+    assert parse_correction(word, "By mistake he adds 3.", "18", LATER) == word          # the question's own word
     for text in ("<thought>a</thought><code>x = = 1</code>", "<first_thought>a</first_thought>", "I would double."):
         with pytest.raises(ValueError):
-            judge.parse_correction(text, QUESTION, "18", LATER)
+            parse_correction(text, QUESTION, "18", LATER)
     with pytest.raises(ValueError):
-        judge.parse_correction(good, QUESTION, "18", PLAN[:1])
+        parse_correction(good, QUESTION, "18", PLAN[:1])
 
 
 # ---------------------------------------------------------------- the client
@@ -280,21 +285,21 @@ def test_retries_every_passing_fault(fake):
 
 def test_a_dead_teacher_is_an_error_that_names_it(fake):
     fake.default = (500, b"oops")
-    with pytest.raises(judge.TeacherDown, match=f"(?s){fake.url}.*500"):
+    with pytest.raises(TeacherDown, match=f"(?s){fake.url}.*500"):
         teacher_of(fake, retries=2).plan("q")
     assert len(fake.bodies) == 3
     dead = judge.Teacher("http://127.0.0.1:9", "m", retries=1, backoff=0.01)
     for ask in (dead.check, lambda: dead.plan("q")):
-        with pytest.raises(judge.TeacherDown, match="127.0.0.1:9"):
+        with pytest.raises(TeacherDown, match="127.0.0.1:9"):
             ask()
-    with pytest.raises(judge.TeacherDown, match="does not list the model other"):
+    with pytest.raises(TeacherDown, match="does not list the model other"):
         judge.Teacher(fake.url, "other").check()
     teacher_of(fake).check()
     fake.default = (401, b"who are you")
-    with pytest.raises(judge.TeacherDown, match="401"):
+    with pytest.raises(TeacherDown, match="401"):
         teacher_of(fake).plan("q")
     fake.default = (400, b"maximum context length")
-    with pytest.raises(judge.BadReply, match="context length"):
+    with pytest.raises(BadReply, match="context length"):
         teacher_of(fake).plan("q")
 
 
@@ -344,14 +349,14 @@ def test_verdict_is_asked_again_once_and_then_fails_aloud(fake):
     bad, good = '{"correct": false, "first_wrong_step": 7}', '{"correct": false, "first_wrong_step": 1, "analysis": "a"}'
     fake.script = [bad, good]
     verdict = teacher_of(fake).verdict(QUESTION, "18", LATER, None, "max_steps")
-    assert verdict == judge.Verdict(False, 1, "a", "")
+    assert verdict == Verdict(False, 1, "a", "")
     first, second = (body["messages"] for body in fake.bodies)
     assert second[:2] == first and second[2]["content"] == bad and "0 to 1" in second[3]["content"]
     user = first[1]["content"]
     assert user.startswith(f"# Question\n{QUESTION}\n\n# Reference answer\n18\n\n# Trajectory\n## Step 0\n<first_thought>p")
     assert "Observation: None\n## Step 1\n<thought>" in user and user.endswith("without an answer, max_steps)")
     fake.script = [bad, "never mind"]
-    with pytest.raises(judge.BadReply) as failure:
+    with pytest.raises(BadReply) as failure:
         teacher_of(fake).verdict(QUESTION, "18", LATER, "17", "answer")
     assert failure.value.raw == "never mind"
     fake.script = [bad] * 3 + [good]
@@ -367,7 +372,7 @@ def test_correction_is_asked_again_once(fake):
     assert fake.bodies[0]["messages"][1]["content"].endswith(
         "# Rejected step\n## Step 2\n<thought>r</thought><code>1</code>\nObservation: 1\n\n# Analysis\nan\n\n# Suggestion\nsu")
     fake.script = [leak, leak]
-    with pytest.raises(judge.BadReply):
+    with pytest.raises(BadReply):
         teacher.correct(QUESTION, "18", LATER, "r", "1", "a", "s")
     fake.script = ["<first_thought>Plan: add, then double.</first_thought>"] * 2
     assert teacher.correct(QUESTION, "18", PLAN[:1], "r", None, "a", "s") == "<first_thought>add, then double.</first_thought>"
@@ -422,11 +427,11 @@ def write(path, *records):
 def test_read_tasks_field_names(tmp_path):
     path = write(tmp_path / "t.jsonl", {"question": "a", "answer": 7}, "", {"id": 3, "problem": "b", "true_answer": "x #### 1,2"},
                  {"Question": "c", "answer": ["u", 2], "level": 5}, {"question": "a", "answer": 7})
-    tasks = judge.read_tasks(path)
+    tasks = read_tasks(path)
     assert [t["answer"] for t in tasks] == ["7", "1,2", ["u", "2"], "7"] and tasks[1]["id"] == "3"
-    assert "messages" not in judge.read_tasks(write(tmp_path / "m.jsonl", {"question": "a", "answer": 7, "messages": []}))[0]
+    assert "messages" not in read_tasks(write(tmp_path / "m.jsonl", {"question": "a", "answer": 7, "messages": []}))[0]
     assert tasks[2]["level"] == 5 and tasks[2]["question"] == "c" and len({t["id"] for t in tasks}) == 4
-    assert judge.read_tasks(path)[0]["id"] == tasks[0]["id"]
+    assert read_tasks(path)[0]["id"] == tasks[0]["id"]
 
 
 @pytest.mark.parametrize("line, message", [
@@ -434,8 +439,8 @@ def test_read_tasks_field_names(tmp_path):
     ('{"question": "b"}', 'line 2: .*"answer"'), ('{"id": "7", "question": "c", "answer": 1}', 'line 2: the id "7"')])
 def test_bad_lines_name_file_line_and_field(tmp_path, line, message):
     path = write(tmp_path / "bad.jsonl", {"id": 7, "question": "a", "answer": 0}, line)
-    with pytest.raises(judge.InputError, match=f"bad.jsonl, {message}"):
-        judge.read_tasks(path)
+    with pytest.raises(InputError, match=f"bad.jsonl, {message}"):
+        read_tasks(path)
 
 
 @pytest.mark.parametrize("name, n", [("arpo_eval/hotpotqa/test.jsonl", 200), ("arpo_eval/math500/test.jsonl", 500),
@@ -446,23 +451,23 @@ def test_public_files_are_read_as_they_are(name, n):
     path = os.path.join(DATA, name)
     if not os.path.exists(path):
         pytest.skip(f"{name} is not here")
-    tasks = judge.read_tasks(path)
+    tasks = read_tasks(path)
     assert n in (None, len(tasks)) and all(t["question"] and t["answer"] for t in tasks)
 
 
 def test_appended_lines_survive_a_torn_end(tmp_path):
     path = str(tmp_path / "out.jsonl")
-    assert judge.resume_jsonl(path) == []
+    assert resume_jsonl(path) == []
     with open(path, "a", encoding="utf-8") as file:
         for i in range(3):
-            judge.append_jsonl(file, {"id": i, "text": "é\ud83d\n"})
+            append_jsonl(file, {"id": i, "text": "é\ud83d\n"})
     whole = open(path, "rb").read()
     for cut in range(len(whole)):
         with open(path, "wb") as file:
             file.write(whole[:cut])
-        records = judge.resume_jsonl(path)
+        records = resume_jsonl(path)
         done = whole[:cut].count(b"\n") + (whole[cut:cut + 1] == b"\n" and cut > 0)
-        assert [r["id"] for r in records] == list(range(done)) and judge.resume_jsonl(path) == records
+        assert [r["id"] for r in records] == list(range(done)) and resume_jsonl(path) == records
         assert open(path, "rb").read() == b"".join(whole.splitlines(True)[:done])
 
 

@@ -10,6 +10,10 @@ import grpo_short
 import judge
 import mps
 import sft
+from plumbing.engines import sample  # noqa: E402
+from plumbing.models import LogProbs  # noqa: E402
+from plumbing.packing import collate, marked  # noqa: E402
+from plumbing.trajectory import step_of  # noqa: E402
 
 MESSAGES = [{"role": "user", "content": "Cy has 6 pears. How many pears does Cy have?"},
             {"role": "assistant",
@@ -104,7 +108,7 @@ def test_too_long_is_an_error_for_encode(tokenizer):
 
 
 def test_collate_pads_right_and_missing_rows_carry_no_loss():
-    ids, attention, loss = sft.collate([([1, 2, 3], [0, 1, 1]), ([4, 5], [0, 1])], 3)
+    ids, attention, loss = collate([([1, 2, 3], [0, 1, 1]), ([4, 5], [0, 1])], 3)
     assert ids.tolist() == [[1, 2, 3], [4, 5, 0], [0, 0, 0]]
     assert attention.tolist() == [[1, 1, 1], [1, 1, 0], [1, 0, 0]]
     assert loss.tolist() == [[0, 1, 1], [0, 1, 0], [0, 0, 0]]
@@ -114,8 +118,8 @@ def test_log_probs_are_those_of_the_plain_model(tokenizer):
     import student
     model = student.make_model(tokenizer, width=32).eval()
     examples = [sft.encode(tokenizer, MESSAGES, 999), sft.encode(tokenizer, MESSAGES[:4], 999)]
-    ids, attention, loss = sft.collate(examples, 3)
-    logps = sft.LogProbs(model)(dict(input_ids=ids, attention_mask=attention), *sft.marked(ids, loss),
+    ids, attention, loss = collate(examples, 3)
+    logps = LogProbs(model)(dict(input_ids=ids, attention_mask=attention), *marked(ids, loss),
                                 temperature=0.7)
     plain = []
     for tokens, mask in examples:  # one by one, without padding
@@ -177,7 +181,7 @@ def test_loss_equals_the_published_formula():
 def test_truncate():
     assert grpo_short.truncate(MESSAGES, 0) == MESSAGES[:1]
     assert grpo_short.truncate(MESSAGES, 2) == MESSAGES[:5]
-    assert [env.step_of(grpo_short.truncate(MESSAGES, k)) for k in range(3)] == [0, 1, 2]
+    assert [step_of(grpo_short.truncate(MESSAGES, k)) for k in range(3)] == [0, 1, 2]
 
 
 def test_key_step_reward():
@@ -226,15 +230,15 @@ def test_reward_of_a_rollout():
 def test_sampling_follows_the_distribution():
     logits = torch.log(torch.tensor([[0.5, 0.3, 0.15, 0.05]])).repeat(4000, 1)
     uniform = torch.rand(4000, generator=torch.Generator().manual_seed(0))
-    tokens, logps = env.sample(logits, uniform, 1.0, 1.0, 0)
+    tokens, logps = sample(logits, uniform, 1.0, 1.0, 0)
     torch.testing.assert_close(tokens.bincount(minlength=4) / 4000, torch.tensor([0.5, 0.3, 0.15, 0.05]),
                                atol=0.03, rtol=0)
     torch.testing.assert_close(logps, torch.log_softmax(logits, -1).gather(1, tokens[:, None])[:, 0])
-    tokens, _ = env.sample(logits, uniform, 1.0, 0.7, 0)  # 0.5 + 0.3 reaches 0.7: two tokens
+    tokens, _ = sample(logits, uniform, 1.0, 0.7, 0)  # 0.5 + 0.3 reaches 0.7: two tokens
     torch.testing.assert_close(tokens.bincount(minlength=4) / 4000, torch.tensor([0.625, 0.375, 0, 0]),
                                atol=0.03, rtol=0)
-    assert (env.sample(logits, uniform, 1.0, 1.0, 1)[0].eq(0).all()
-            and env.sample(logits, uniform, 0, 1.0, 0)[0].eq(0).all())
+    assert (sample(logits, uniform, 1.0, 1.0, 1)[0].eq(0).all()
+            and sample(logits, uniform, 0, 1.0, 0)[0].eq(0).all())
 
 
 # ---- schedules and splits ----

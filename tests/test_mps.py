@@ -19,7 +19,10 @@ import env
 import judge
 import mps
 import sft
-from assets.rules import tokens
+from plumbing.replies import tokens
+from plumbing.chat_api import TeacherDown  # noqa: E402
+from plumbing.replies import leaked  # noqa: E402
+from plumbing.search import search_from_args  # noqa: E402
 
 DATA = os.path.join(ROOT, "..", "shared", "data", "score_release")
 
@@ -32,7 +35,7 @@ def options(url, *more):
 def play(given, engine, args):
     """-> the records, by id; each task must be settled once."""
     found = []
-    mps.play(given, engine, judge.Teacher.from_args(args), env.search_from_args(args), args, found.append)
+    mps.play(given, engine, judge.Teacher.from_args(args), search_from_args(args), args, found.append)
     records = {m.task["id"]: m.record() for m in found}
     assert len(found) == len(records) == len(given)
     return records
@@ -77,8 +80,8 @@ def test_what_stays_unusable_is_kept_as_failed_with_the_reply(teacher_url, monke
 def test_a_dead_teacher_ends_the_run(teacher_url):
     args = options(teacher_url, "--retries", 1)
     teacher = judge.Teacher("http://127.0.0.1:9", "m", retries=1, backoff=0.01)
-    with pytest.raises(judge.TeacherDown, match="127.0.0.1:9"):
-        mps.play(tasks(20), Scripted(lambda *_: BAD), teacher, env.search_from_args(args), args, print)
+    with pytest.raises(TeacherDown, match="127.0.0.1:9"):
+        mps.play(tasks(20), Scripted(lambda *_: BAD), teacher, search_from_args(args), args, print)
 
 
 class StudentServer(http.server.BaseHTTPRequestHandler):
@@ -221,7 +224,7 @@ def faults_of(record):
         words = tokens(record["answer"]) if record["kind"] == "search" else set()
         if words and words <= tokens(said) and not words <= shown:
             found.append(f"step {i // 2} knows the answer that nothing has shown")
-        if any(c["step"] == i // 2 for c in record["corrections"]) and judge.leaked(
+        if any(c["step"] == i // 2 for c in record["corrections"]) and leaked(
                 said, record["question"], record["answer"], before) is not None:
             found.append(f"the correction of step {i // 2} states the answer")
     return found
@@ -306,7 +309,7 @@ def test_released_trajectories_are_read_without_loss(name, tokenizer):
     path = os.path.join(DATA, f"{name}_trajectories.jsonl")
     if not os.path.exists(path):
         pytest.skip("the authors' trajectories are not here (../shared/data/score_release)")
-    records = [json.loads(line) for line in script("assets/release.py", path).stdout.splitlines()]
+    records = [json.loads(line) for line in script("-m", "plumbing.release", path).stdout.splitlines()]
     assert [released(r) for r in records] == lines(path)
     for r in records:
         ids, mask = sft.encode(tokenizer, r["messages"], 1 << 20)
@@ -322,7 +325,7 @@ def test_sft_trains_on_released_trajectories(tmp_path, checkpoint):
     path = os.path.join(DATA, "math_bc_init_trajectories.jsonl")
     if not os.path.exists(path):
         pytest.skip("the authors' trajectories are not here (../shared/data/score_release)")
-    (tmp_path / "release.jsonl").write_text(script("assets/release.py", path).stdout)
+    (tmp_path / "release.jsonl").write_text(script("-m", "plumbing.release", path).stdout)
     script("sft.py", "--model", checkpoint, "--data", tmp_path / "release.jsonl", "--out", tmp_path / "out",
            "--dtype", "fp32", "--batch", 8, "--micro-batch", 2, "--steps", 6, "--lr", "1e-2")
     losses = [r["loss"] for r in lines(tmp_path / "out" / "metrics.jsonl")]
@@ -330,5 +333,5 @@ def test_sft_trains_on_released_trajectories(tmp_path, checkpoint):
 
 
 def test_what_is_no_released_trajectory_is_named(tmp_path):
-    done = script("assets/release.py", write(tmp_path / "t.jsonl", tasks(1)), check=False)
+    done = script("-m", "plumbing.release", write(tmp_path / "t.jsonl", tasks(1)), check=False)
     assert done.returncode == 2 and "t.jsonl, line 1: not a released trajectory" in done.stderr

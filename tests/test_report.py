@@ -354,7 +354,7 @@ def test_thousand_long_trajectories_stay_small(browser, tmp_path):
 
 
 def test_texts_are_cut_until_the_page_is_small_enough():
-    from assets.report import pack
+    from plumbing.report import pack
     rng = random.Random(0)
     text = lambda: "".join(rng.choices("abcdefghijklmnop", k=20_000))
     long = [dict(messages=[dict(content=text())]) for _ in range(600)]

@@ -17,10 +17,15 @@ import torch
 import transformers
 from conftest import ROOT, script
 
-import assets.logprobs
+import plumbing.models
 import judge
 import sft
-from assets.attention import Segments, packed_inputs
+from plumbing.attention import Segments, packed_inputs
+from plumbing.checkpoints import save_model  # noqa: E402
+from plumbing.cli import InputError  # noqa: E402
+from plumbing.models import LogProbs, load_policy  # noqa: E402
+from plumbing.packing import collate, fill_rows, marked, pack_examples  # noqa: E402
+from plumbing.trainer import permutation  # noqa: E402
 
 FAMILIES = {"qwen2": (transformers.Qwen2Config, transformers.Qwen2ForCausalLM, {}),
             "qwen3": (transformers.Qwen3Config, transformers.Qwen3ForCausalLM, dict(head_dim=16)),
@@ -57,13 +62,13 @@ def assert_same(a, b):
 
 def padded(rows):
     """(ids, mask) rows -> what LogProbs takes, the plain way: right-padded with an attention mask."""
-    input_ids, attention_mask, loss_mask = sft.collate(rows, len(rows))
-    return dict(input_ids=input_ids, attention_mask=attention_mask), *sft.marked(input_ids, loss_mask)
+    input_ids, attention_mask, loss_mask = collate(rows, len(rows))
+    return dict(input_ids=input_ids, attention_mask=attention_mask), *marked(input_ids, loss_mask)
 
 
 @pytest.fixture(params=FAMILIES)
 def policy(request):
-    return sft.LogProbs(tiny(request.param))
+    return LogProbs(tiny(request.param))
 
 
 @pytest.fixture
@@ -98,7 +103,7 @@ def groups():
 # ---- packed rows ----
 
 def test_packed_documents_equal_padded_ones(policy, documents):
-    assert_same(results(policy, sft.pack(documents)), results(policy, padded(documents)))
+    assert_same(results(policy, pack_examples(documents)), results(policy, padded(documents)))
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])
@@ -120,12 +125,12 @@ def test_padding_and_generation_are_untouched_by_the_packed_attention(policy, do
 
 
 def test_chunks_of_logits_do_not_change_results(documents, monkeypatch):
-    policy = sft.LogProbs(tiny("qwen2"))
-    whole = results(policy, sft.pack(documents))
-    monkeypatch.setattr(assets.logprobs.TokenLogProbs, "LOGITS", 61 * 50)       # 50 tokens a chunk, several
-    assert_same(whole, results(policy, sft.pack(documents)))
-    empty = sft.collate([], 2)
-    logps = policy(dict(input_ids=empty[0], attention_mask=empty[1]), *sft.marked(empty[0], empty[2]))
+    policy = LogProbs(tiny("qwen2"))
+    whole = results(policy, pack_examples(documents))
+    monkeypatch.setattr(plumbing.models.TokenLogProbs, "LOGITS", 61 * 50)       # 50 tokens a chunk, several
+    assert_same(whole, results(policy, pack_examples(documents)))
+    empty = collate([], 2)
+    logps = policy(dict(input_ids=empty[0], attention_mask=empty[1]), *marked(empty[0], empty[2]))
     logps.sum().backward()                                  # a rank without work of its own
     assert logps.shape == (0,)
 
@@ -164,7 +169,7 @@ def test_flash_and_flex_attention_are_called_for_what_sdpa_computes(policy, grou
     """Flash-attention's contract restated (causal, aligned to the last key); FlexAttention uncompiled."""
     from torch.nn.attention.flex_attention import flex_attention
 
-    import assets.attention
+    import plumbing.attention
 
     def varlen(q, k, v, cu_q, cu_k, longest_q, longest_k, scale, window_size, enable_gqa):
         assert window_size == (-1, 0) and longest_q == cu_q.diff().max() and longest_k == cu_k.diff().max()
@@ -176,7 +181,7 @@ def test_flash_and_flex_attention_are_called_for_what_sdpa_computes(policy, grou
                 *part, mask, scale=scale, enable_gqa=enable_gqa)[0].transpose(0, 1))
         return torch.cat(out)
     monkeypatch.setattr("torch.nn.attention.varlen.varlen_attn", varlen)
-    monkeypatch.setattr(assets.attention, "compiled_flex_attention", lambda: flex_attention)
+    monkeypatch.setattr(plumbing.attention, "compiled_flex_attention", lambda: flex_attention)
     plain = tree(groups)
     for backend in ("flash", "flex"):
         batch = tree(groups)
@@ -190,24 +195,24 @@ def test_flash_and_flex_attention_are_called_for_what_sdpa_computes(policy, grou
 def test_decoding_shares_keys_between_heads_as_sdpa_does():
     from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
-    import assets.attention
+    import plumbing.attention
     module = torch.nn.Module()
     module.num_key_value_groups, module.is_causal = 3, True
     torch.manual_seed(0)
     query, key, value = torch.randn(5, 6, 1, 8), torch.randn(5, 2, 7, 8), torch.randn(5, 2, 7, 8)
     for mask in (None, torch.rand(5, 1, 1, 7) < 0.7):
         found, expected = (attend(module, query, key, value, mask, scaling=0.5)[0]
-                           for attend in (assets.attention.attend, sdpa_attention_forward))
+                           for attend in (plumbing.attention.attend, sdpa_attention_forward))
         torch.testing.assert_close(found, expected)
 
 
 def test_sliding_windows_are_refused_where_they_would_matter(documents):
     window = dict(use_sliding_window=True, sliding_window=64, max_window_layers=0)
-    policy = sft.LogProbs(tiny("qwen2", **window))
+    policy = LogProbs(tiny("qwen2", **window))
     with pytest.raises(ValueError, match="sliding window"):
-        policy(*sft.pack(documents))
+        policy(*pack_examples(documents))
     short = [d for d in documents if len(d[0]) <= 64]
-    assert_same(results(policy, sft.pack(short)), results(policy, padded(short)))
+    assert_same(results(policy, pack_examples(short)), results(policy, padded(short)))
 
 
 def test_an_architecture_that_computes_otherwise_is_refused(tmp_path, tokenizer):
@@ -220,10 +225,10 @@ def test_an_architecture_that_computes_otherwise_is_refused(tmp_path, tokenizer)
         transformers.GraniteForCausalLM(transformers.GraniteConfig(**config, logits_scaling=scaling)
                                         ).save_pretrained(tmp_path)
         if scaling == 1.0:
-            sft.load_policy(str(tmp_path), args)
+            load_policy(str(tmp_path), args)
         else:
-            with pytest.raises(judge.InputError, match="not output matrix times hidden states"):
-                sft.load_policy(str(tmp_path), args)
+            with pytest.raises(InputError, match="not output matrix times hidden states"):
+                load_policy(str(tmp_path), args)
 
 
 # ---- examples and rows ----
@@ -261,7 +266,7 @@ def test_overlong_trajectories_are_dropped_whole_or_cut_after_a_step(data, token
         fits = [sft.encode(tokenizer, messages[:n], 4096) for n in range(2, len(messages) + 1, 2)]
         expected += [e for e in fits if len(e[0]) <= limit][-1:]
     assert sorted(cut) == sorted(expected) and len(cut) > len(dropped)
-    with pytest.raises(judge.InputError, match="no trajectory"):
+    with pytest.raises(InputError, match="no trajectory"):
         sft.load_examples([data], tokenizer, 5, "cut")
 
 
@@ -269,13 +274,13 @@ def test_rows_hold_every_example_once_and_are_equally_full():
     rng = random.Random(0)
     for budget, ranks, n in ((100, 1, 50), (500, 2, 128), (64, 4, 3), (30, 2, 1)):
         lengths = [rng.randint(1, 60) for _ in range(n)]
-        rows = sft.fill_rows(lengths, budget, ranks)
+        rows = fill_rows(lengths, budget, ranks)
         loads = [sum(lengths[i] for i in row) for row in rows]
         assert sorted(i for row in rows for i in row) == list(range(n)) and len(rows) % ranks == 0
         assert max(loads) <= max(budget, *lengths)
         if n > 10 * len(rows):
             assert max(loads) - min(loads) <= 60 and len(rows) <= sum(lengths) / budget + ranks + 1
-    assert sft.fill_rows([5, 4, 3, 2], 8, 1) == [[0, 3], [1, 2]]
+    assert fill_rows([5, 4, 3, 2], 8, 1) == [[0, 3], [1, 2]]
 
 
 def test_show_colours_what_is_trained(data, checkpoint, tokenizer):
@@ -304,7 +309,7 @@ def curve(out):
 
 def order_of_data(examples, steps, batch, seed=0):
     """The batches of sft.py, one example after another."""
-    flat = [examples[sft.permutation(len(examples), seed, i // len(examples))[i % len(examples)]]
+    flat = [examples[permutation(len(examples), seed, i // len(examples))[i % len(examples)]]
             for i in range(steps * batch)]
     return [flat[i:i + batch] for i in range(0, len(flat), batch)]
 
@@ -392,21 +397,21 @@ def test_a_full_disk_leaves_the_last_state_and_says_so(tmp_path, checkpoint, dat
 
 
 def test_an_older_checkpoint_is_replaced_only_by_a_whole_one(tmp_path, tokenizer, monkeypatch):
-    engine = types.SimpleNamespace(module=sft.LogProbs(tiny("qwen3")), zero_optimization_stage=lambda: 0)
+    engine = types.SimpleNamespace(module=LogProbs(tiny("qwen3")), zero_optimization_stage=lambda: 0)
     monkeypatch.setattr(torch.distributed, "get_rank", lambda: 0)
     monkeypatch.setattr(torch.distributed, "barrier", lambda: None)
     out, weight = tmp_path / "best", engine.module.model.model.norm.weight
     read = lambda: transformers.AutoModelForCausalLM.from_pretrained(out).model.norm.weight[0].item()
-    sft.save_model(engine, tokenizer, str(out))
+    save_model(engine, tokenizer, str(out))
     assert read() == 1.0
     weight.data.fill_(2.0)
     with monkeypatch.context() as m:
         full = lambda *_: (_ for _ in ()).throw(OSError("No space left"))
         m.setattr(type(tokenizer), "save_pretrained", full)
-        with pytest.raises(judge.InputError, match="No space left"):
-            sft.save_model(engine, tokenizer, str(out))
+        with pytest.raises(InputError, match="No space left"):
+            save_model(engine, tokenizer, str(out))
     assert read() == 1.0
-    sft.save_model(engine, tokenizer, str(out))
+    save_model(engine, tokenizer, str(out))
     assert read() == 2.0 and sorted(os.listdir(tmp_path)) == ["best"]
 
 

@@ -13,6 +13,8 @@ from conftest import ROOT, script
 import env
 import judge
 import mps
+from plumbing.search import make_search  # noqa: E402
+from plumbing.trajectory import step_of  # noqa: E402
 import teacher as demo_teacher
 import world
 
@@ -46,7 +48,7 @@ class Scripted:
                 guide = demo_teacher.Task(e.messages[0]["content"])
                 for k, m in enumerate(e.messages[1::2]):
                     guide.take(m["content"], first=k == 0)
-                k = env.step_of(e.messages)
+                k = step_of(e.messages)
                 right = (f"<first_thought>{demo_teacher.PLANS[guide.kind]}</first_thought>"
                          if k == 0 else guide.next(False))
                 wrong = self.wrong(e.task, k, e.messages)
@@ -61,7 +63,7 @@ def mentor(teacher_url, task, wrong, corrections=5, stubborn=False):
     found = []
     args = mps.parse_args(["--tasks", "-", "--student", "-", "--out", "-", "--teacher-url", teacher_url,
                            "--corrections", str(corrections)])
-    search = env.make_search(f"http:{teacher_url}/search")
+    search = make_search(f"http:{teacher_url}/search")
     mps.play([task], Scripted(wrong, stubborn), judge.Teacher.from_args(args), search, args, found.append)
     return found[0].record()
 

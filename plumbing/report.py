@@ -1,7 +1,7 @@
 """What `eval.py report` writes: one HTML page that opens from disk, and the same charts as PNG files.
 
 A chart is a panel {"section", "title", "series": {name: [[x, y, error, n]…]}}, drawn as bars where x is a
-name and as lines where it is a number. The page is report.html of this folder; it holds the panels as JSON
+name and as lines where it is a number. The page is assets/report.html; it holds the panels as JSON
 and the trajectories as gzipped JSON, which the browser unpacks.
 """
 import base64
@@ -12,7 +12,7 @@ from datetime import datetime
 from pathlib import Path
 
 COLORS = ["#2563b8", "#d97706", "#178a5c", "#b0378a", "#6d5bd0", "#64748b"]                # --c0… of the page
-TEMPLATE = Path(__file__).resolve().parent / "report.html"
+TEMPLATE = Path(__file__).resolve().parent.parent / "assets" / "report.html"
 
 
 def choose(sources, total):

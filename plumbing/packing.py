@@ -1,10 +1,66 @@
-"""Groups of rollouts as the trainer's batches: rows in which a group's prefix stands once, or padded rows."""
+"""Examples and rollouts as the trainer's batches: rows without padding, in which a group's prefix stands once, or
+padded rows."""
+import itertools
+import math
 from typing import NamedTuple
 
 import torch
 
-from assets.attention import Segments, packed_inputs
-from sft import collate, marked
+from plumbing.attention import Segments, packed_inputs
+
+
+#
+# ---- examples of supervised training ----
+
+
+def collate(examples, size):
+    """`size` rows, right-padded -> input_ids, attention_mask, loss_mask (B, T); missing rows carry no loss.
+
+    [1 2 3], [4 5] -> [[1 2 3] [4 5 0]], [[1 1 1] [1 1 0]]; attention is about what exists, loss about what
+    was written.
+    """
+    rows = list(examples) + [([0], [0])] * (size - len(examples))
+    width = max(len(ids) for ids, _ in rows)
+    pad = lambda x: x + [0] * (width - len(x))
+    return (torch.tensor([pad(ids) for ids, _ in rows]),
+            torch.tensor([pad([1] * len(ids)) for ids, _ in rows]),
+            torch.tensor([pad(mask) for _, mask in rows]))
+
+
+def marked(input_ids, loss_mask):
+    """(B, T) twice -> predict (N,), flat indices of the tokens before those with loss; target (N,), those."""
+    rows, t = loss_mask[:, 1:].nonzero(as_tuple=True)
+    return rows * input_ids.shape[1] + t, input_ids[rows, t + 1]
+
+
+def pack_examples(examples, device="cpu"):
+    """Examples one after another in one row, without padding -> inputs, predict (N,), target (N,).
+
+    [1 2 3], [4 5], loss on 3 and 5 -> [1 2 3 4 5] at positions [0 1 2 0 1], predict [1, 3], target [3, 5]
+    """
+    segments = Segments([len(ids) for ids, _ in examples], device=device)
+    input_ids = torch.tensor([t for ids, _ in examples for t in ids], device=device)               # (T,)
+    loss = torch.tensor([m for _, mask in examples for m in [0, *mask[1:]]], device=device).nonzero()[:, 0]
+    return packed_inputs(input_ids, segments), segments.before[loss], input_ids[loss]
+
+
+def fill_rows(lengths, budget, ranks):
+    """Indices of the examples in each row: as few rows as hold them, a multiple of the ranks, equally full.
+
+    [5, 4, 3, 2], budget 8, one rank -> [[0, 3], [1, 2]]. An example longer than the budget has its own row.
+    """
+    for n in itertools.count(ranks * max(1, math.ceil(sum(lengths) / budget / ranks)), ranks):
+        rows, loads = [[] for _ in range(n)], [0] * n
+        for i in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
+            emptiest = loads.index(min(loads))
+            rows[emptiest].append(i)
+            loads[emptiest] += lengths[i]
+        if max(loads) <= max(budget, *lengths):
+            return rows
+
+
+#
+# ---- groups of rollouts ----
 
 
 class Rollout(NamedTuple):
@@ -39,7 +95,7 @@ def share_prefixes(groups, budget):
     return [row for row in rows if row]
 
 
-def pack(row, device):
+def pack_groups(row, device):
     """A row of `share_prefixes` -> inputs, predict, target for `LogProbs`; old_logps, advantages (N,).
 
     The tokens are [prefix, r_1 ... r_G, next prefix ...]. A response goes on at its prefix's last position
@@ -59,8 +115,8 @@ def pack(row, device):
             *per_token([r for part in row for r in part], device))
 
 
-def pad(rollouts, device):
-    """The plain way: a row a rollout, each with its own copy of the prefix -> the same as `pack`."""
+def pad_rollouts(rollouts, device):
+    """The plain way: a row a rollout, each with its own copy of the prefix -> the same as `pack_groups`."""
     input_ids, attention_mask, loss_mask = (x.to(device) for x in collate(
         [(r.input_ids, r.loss_mask) for r in rollouts], max(1, len(rollouts))))                    # (B, T)
     return (dict(input_ids=input_ids, attention_mask=attention_mask), *marked(input_ids, loss_mask),

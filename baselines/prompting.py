@@ -3,7 +3,7 @@
   agent  is told the tools and to answer with a thought and a program (Agent prompting of Kang et al., 2025)
   tir    reasons freely, with ```python blocks in between (tool-integrated reasoning)
   cot    reasons in one turn, without tools
-The texts are in prompts.md and stand before the question, in the same message. All three may end with
+The texts are in assets/prompts.md and stand before the question, in the same message. All three may end with
 \\boxed{…}; a turn with neither code nor answer is told so, where react, the trained grammar, ends.
 
 Self-consistent action generation (Agent Distillation, Kang et al., 2025): N candidates for every step, each
@@ -19,10 +19,12 @@ from collections import Counter
 
 import env
 import judge
-from assets.rules import core
+from plumbing.answers import core
+from plumbing.trajectory import step_of
+from sandbox.interpreter import Interpreter, Observation
 
 PROGRAM = re.compile(r"(?:<code>\s*)?```(?:py\w*)?[ \t]*\n(.*?)```|<code>(.*?)</code>", re.DOTALL)
-NEITHER = env.Observation("Error: there is neither a program to run nor a final answer.", None, True)
+NEITHER = Observation("Error: there is neither a program to run nor a final answer.", None, True)
 
 
 class Candidate(env.Episode):
@@ -30,7 +32,7 @@ class Candidate(env.Episode):
 
     def __init__(self, prompt, task, messages, interpreter, max_tokens, copy=0):
         super().__init__({**task, "messages": messages}, interpreter, max_tokens=max_tokens, copy=copy)
-        self.prompt_mode, self.last_step, self.seen = prompt, env.step_of(messages), None
+        self.prompt_mode, self.last_step, self.seen = prompt, step_of(messages), None
 
     def act(self, content, step):
         self.seen = super().act(content, step) if self.prompt_mode == "react" else self.act_freely(content)
@@ -42,7 +44,7 @@ class Candidate(env.Episode):
             self.messages[-1]["content"] = content[:program.end()]
             return self.interpreter.run((program[1] or program[2] or "").strip())
         if r"\boxed{" in content:
-            return env.Observation("None", core(content), False)
+            return Observation("None", core(content), False)
         return None if self.prompt_mode == "cot" else NEITHER
 
 
@@ -62,7 +64,7 @@ def rollout(engine, tasks, prompt, n, *, max_steps, max_tokens, search=None, pro
     usage, now, live = [Counter() for _ in tasks], [], list(range(len(tasks)))
     for task in tasks:
         messages = [{"role": "user", "content": text.replace("{question}", task["question"])}]
-        now.append(Candidate(prompt, task, messages, env.Interpreter(search), max_tokens))
+        now.append(Candidate(prompt, task, messages, Interpreter(search), max_tokens))
     prompt_tokens = [length(c.messages) for c in now]
 
     for step in range(max_steps + 1):                                     # step 0 may be a plan

@@ -1,5 +1,4 @@
-"""Web search for env.py: backends behind one function, `make_search`, and a cache that processes share."""
-import argparse
+"""Web search for the environment: backends behind one function, `make_search`, and a cache that processes share."""
 import json
 import os
 import sqlite3
@@ -7,10 +6,10 @@ import sys
 import time
 from contextlib import closing, suppress
 
-from assets.sandbox import set_sandbox
+from plumbing.cli import InputError
 
 
-class SearchFailed(RuntimeError):
+class SearchFailed(InputError):
     """A search failed for good. It must not become an observation: the rollout ends with this reason."""
 
 
@@ -107,20 +106,7 @@ def local_search(path, results=10, snippet=500):
     return search
 
 
-def add_env_flags(parser):
-    g = parser.add_argument_group("environment")
-    g.add_argument("--search", help="web search: http:URL (Serper's JSON API, key in SEARCH_API_KEY) or "
-                                    "local:FILE.jsonl (BM25)")
-    g.add_argument("--search-cache", help="SQLite file that keeps the results, shared by processes and runs")
-    g.add_argument("--sandbox", choices=["auto", "strict", "off"], default="auto",
-                   help="auto names missing layers of isolation, strict refuses to run without them, "
-                        "off runs code unsealed")
-    g.add_argument("--preload", action=argparse.BooleanOptionalAction, default=True,
-                   help="have numpy and sympy loaded in every interpreter; without, starting one takes half")
-
-
 def search_from_args(args):
-    set_sandbox(args.sandbox, args.preload)
     try:
         return make_search(args.search, args.search_cache)
     except (ValueError, OSError, ImportError, SearchFailed) as error:

@@ -1,6 +1,6 @@
 """Reads trajectories that the authors of SCoRe released, and prints them as records of this project.
 
-  python assets/release.py math_mps_trajectories.jsonl search_mps_trajectories.jsonl > release.jsonl
+  python -m plumbing.release math_mps_trajectories.jsonl search_mps_trajectories.jsonl > release.jsonl
   python sft.py --data release.jsonl …
 
 Nothing is lost and nothing is cleaned: texts stay as they are (their "Thought:" labels too), and what has no
@@ -8,11 +8,10 @@ field here (timestamps, the evaluation, repairs that are not anchored) is kept a
 """
 import argparse
 import json
-import os
 import sys
 
-sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), ".."))
-from judge import Help, InputError, append_jsonl, cli, read_jsonl  # noqa: E402
+from plumbing.cli import Help, InputError, cli
+from plumbing.records import append_jsonl, read_jsonl
 
 
 def turn(step, first):

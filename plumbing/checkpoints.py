@@ -5,7 +5,7 @@ import shutil
 
 import torch
 
-from judge import InputError
+from plumbing.cli import InputError
 
 
 @contextlib.contextmanager

@@ -30,8 +30,8 @@ import weakref
 from contextlib import suppress
 from typing import NamedTuple
 
-from assets import zygote
-from assets.zygote import LINUX, MAX_ANSWER, MAX_OUTPUT
+from sandbox import zygote
+from sandbox.zygote import LINUX, MAX_ANSWER, MAX_OUTPUT
 
 MAX_CODE = 60_000        # characters of a step
 MAX_SEARCHES = 20        # in one step

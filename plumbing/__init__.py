@@ -1,0 +1,2 @@
+"""What every trainer needs and no paper is about."""
+

@@ -1,0 +1,1 @@
+"""An interpreter for model-written code, in a sealed process. It imports nothing of the project."""
