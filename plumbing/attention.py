@@ -5,7 +5,7 @@ parent, to all of the parent (and of the parent's parent …). Trajectories of s
 segments without parents; a group of GRPO is [prefix, r_1 … r_G], the prefix every r's parent.
 
 No T x T square is made. On CUDA in half precision one call of flash-attention does a row (the keys of a
-shared prefix are gathered for each child), or FlexAttention where `Segments.backend` is "flex".
+shared prefix are gathered for each child).
 Elsewhere SDPA, one call for all segments with prefixes of one length and similar lengths of their own.
 """
 import functools
@@ -80,28 +80,6 @@ class Segments:
                              [0, *itertools.accumulate(map(sum, zip(self.lengths, self.prefixes)))]])
         return keys.to(self.device) if any(self.prefixes) else None, *ends.int().to(self.device)
 
-    @functools.cached_property
-    def mask_mod(self):
-        """For FlexAttention: an ancestor stands before the segment itself, so `<=` is right for both."""
-        sees = torch.eye(len(self.lengths), dtype=torch.bool)
-        for i, above in enumerate(self.above):
-            sees[i, above] = True
-        of = torch.arange(len(self.lengths)).repeat_interleave(torch.tensor(self.lengths)).to(self.device)
-        sees = sees.to(self.device)
-        return lambda batch, head, query, key: sees[of[query], of[key]] & (key <= query)
-
-    @functools.cached_property
-    def block_mask(self):
-        from torch.nn.attention.flex_attention import create_block_mask
-        T = self.starts[-1]
-        return create_block_mask(self.mask_mod, None, None, T, T, device=self.device)
-
-
-@functools.cache
-def compiled_flex_attention():
-    from torch.nn.attention.flex_attention import flex_attention
-    return torch.compile(flex_attention, dynamic=True)
-
 
 def attend(module, query, key, value, attention_mask, segments=None, scaling=None, dropout=0.0,
            sliding_window=None, **kwargs):
@@ -121,10 +99,6 @@ def attend(module, query, key, value, attention_mask, segments=None, scaling=Non
                          "trajectory; give --no-pack")
     half = query.is_cuda and query.dtype != torch.float32
     backend = segments.backend or ("flash" if half else "sdpa")
-    if backend == "flex":
-        out = compiled_flex_attention()(query, key, value, block_mask=segments.block_mask, scale=scaling,
-                                        enable_gqa=shared > 1)
-        return out.transpose(1, 2), None
     q, k, v = (x[0].transpose(0, 1) for x in (query, key, value))                         # (T, H, D)
     if backend == "flash":
         from torch.nn.attention.varlen import varlen_attn
