@@ -1,19 +1,32 @@
-"""Web search for the environment: backends behind one function, `make_search`, and a cache that processes share."""
+"""Web search for the environment: a service or a local corpus, and a cache that processes share."""
+import argparse
 import json
 import os
 import sqlite3
 import sys
 import time
-from contextlib import closing, suppress
+from collections.abc import Callable
+from contextlib import closing
+from typing import Any
 
 from plumbing.cli import InputError
+
+Search = Callable[[str], str]            # query -> text of the results
 
 
 class SearchFailed(InputError):
     """A search failed for good. It must not become an observation: the rollout ends with this reason."""
 
 
-def make_search(spec, cache=None):
+def search_from_args(args: argparse.Namespace) -> Search | None:
+    """The search of --search and --search-cache."""
+    try:
+        return make_search(args.search, args.search_cache)
+    except (ValueError, OSError, ImportError, SearchFailed) as error:
+        raise SearchFailed(f"--search {args.search} cannot be used: {error}") from None
+
+
+def make_search(spec: str | None, cache: str | None = None) -> Search | None:
     """-> a callable, query -> text of the results (SearchFailed if it fails for good); None for "none".
 
     spec: `http:URL`, a Serper-style JSON API (its key in the environment: SEARCH_API_KEY), or
@@ -22,69 +35,107 @@ def make_search(spec, cache=None):
     kind, _, where = (spec or "none").partition(":")
     if kind == "none":
         return None
-    if kind not in ("http", "https", "local"):
+    name_in_cache = spec
+    if kind == "local":
+        search = local_search(where)
+        name_in_cache += f" of {os.path.getmtime(where)}"                # another corpus has other results
+    elif kind in ("http", "https"):
+        url = spec if where.startswith("//") else where                  # http://host/path or http:URL
+        search = http_search(url)
+    else:
         raise ValueError(f"--search {spec}: not http:URL, local:FILE.jsonl or none")
-    find = local_search(where) if kind == "local" else http_search(spec if where.startswith("//") else where)
-    version = f" of {os.path.getmtime(where)}" if kind == "local" else ""      # another corpus, other results
-    return cached(find, spec + version, cache) if cache else find
-
-
-def cached(find, spec, path):
-    """`find`, with its results kept in an SQLite file; failures are not kept."""
-    def query_db(statement, *values):
-        try:
-            with closing(sqlite3.connect(path, timeout=60)) as db, db:     # waits for others, commits
-                return db.execute(statement, values).fetchone()
-        except sqlite3.Error as error:
-            raise SearchFailed(f"the search cache {path}: {error}") from None
-
-    def search(query):
-        row = query_db("SELECT text FROM found WHERE spec = ? AND query = ?", spec, query)
-        if row is None:
-            row = [find(query)]
-            query_db("INSERT OR REPLACE INTO found VALUES (?, ?, ?)", spec, query, *row)
-        return row[0]
-
-    query_db("CREATE TABLE IF NOT EXISTS found (spec TEXT, query TEXT, text TEXT, PRIMARY KEY (spec, query))")
+    if cache:
+        return CachedSearch(search, name_in_cache, cache)
     return search
 
 
-def pages(results):
+def pages(results: list[tuple[str, str]]) -> str:
     """[(title, snippet)] -> what the model sees."""
+    if not results:
+        return "No results found."
     lines = [f"Page: {i}\nTitle: {title}\nSnippet: {snippet}" for i, (title, snippet) in enumerate(results)]
-    return "\n".join(lines) or "No results found."
+    return "\n".join(lines)
 
 
-def http_search(url, attempts=6, timeout=20):
+# ---- the cache ----
+
+class CachedSearch:
+    """A search whose results are kept in an SQLite file; failures are not kept."""
+
+    def __init__(self, search: Search, spec: str, path: str) -> None:
+        """spec: names the search in the file, which may hold the results of several."""
+        self.search = search
+        self.spec = spec
+        self.path = path
+        self.query_db("CREATE TABLE IF NOT EXISTS found "
+                      "(spec TEXT, query TEXT, text TEXT, PRIMARY KEY (spec, query))")
+
+    def __call__(self, query: str) -> str:
+        row = self.query_db("SELECT text FROM found WHERE spec = ? AND query = ?", self.spec, query)
+        if row is not None:
+            return row[0]
+        text = self.search(query)
+        self.query_db("INSERT OR REPLACE INTO found VALUES (?, ?, ?)", self.spec, query, text)
+        return text
+
+    def query_db(self, statement: str, *values: str) -> tuple | None:
+        """Execute one statement. -> the first row, if there is one"""
+        try:
+            with closing(sqlite3.connect(self.path, timeout=60)) as db, db:      # waits for others, commits
+                return db.execute(statement, values).fetchone()
+        except sqlite3.Error as error:
+            raise SearchFailed(f"the search cache {self.path}: {error}") from None
+
+
+# ---- a service ----
+
+def http_search(url: str, attempts: int = 6, timeout: float = 20) -> Search:
     """POST {"q": query}; titles and snippets of the reply's "organic". Waits 1, 2, 4 ... s to retry."""
     import requests
 
-    def search(query):
-        headers, reason = {"X-API-KEY": os.environ.get("SEARCH_API_KEY", "")}, None
+    def search(query: str) -> str:
+        headers = {"X-API-KEY": os.environ.get("SEARCH_API_KEY", "")}
+        reason = ""
         for attempt in range(attempts):
-            if reason:
-                print(f"search: {reason}; trying again in {2 ** attempt // 2} s", file=sys.stderr, flush=True)
-                time.sleep(2 ** attempt // 2)
+            if attempt > 0:
+                wait = 2 ** (attempt - 1)
+                print(f"search: {reason}; trying again in {wait} s", file=sys.stderr, flush=True)
+                time.sleep(wait)
             try:
                 reply = requests.post(url, json={"q": query}, headers=headers, timeout=timeout)
             except requests.RequestException as error:
                 reason = type(error).__name__
                 continue
-            reason = f"HTTP {reply.status_code} {reply.text[:200]!r}"
-            if reply.status_code == 200:
-                with suppress(ValueError, KeyError, TypeError, AttributeError):      # not Serper's format
-                    found = reply.json()["organic"]
-                    return pages([(p.get("title") or "", p.get("snippet") or "") for p in found])
-            if reply.status_code < 500 and reply.status_code not in (408, 429):
+            status = reply.status_code
+            results = serper_results(reply) if status == 200 else None
+            if results is not None:
+                return pages(results)
+            reason = f"HTTP {status} {reply.text[:200]!r}"
+            may_pass = status >= 500 or status in (408, 429)             # timeout, too many requests
+            if not may_pass:
                 break
         where = url.split("?")[0]                          # what follows may be a key
         raise SearchFailed(f"search at {where} failed (quota, key, service or format): {reason}")
+
     return search
 
 
-def local_search(path, results=10, snippet=500):
-    """BM25 over a JSON-lines corpus held in memory."""
-    import bm25s
+def serper_results(reply: Any) -> list[tuple[str, str]] | None:
+    """requests' reply -> [(title, snippet)]; None if it is not in Serper's format."""
+    try:
+        content = reply.json()
+    except ValueError:
+        return None
+    found = content.get("organic") if isinstance(content, dict) else None
+    if not isinstance(found, list) or not all(isinstance(page, dict) for page in found):
+        return None
+    return [(page.get("title") or "", page.get("snippet") or "") for page in found]
+
+
+# ---- a corpus ----
+
+def read_corpus(path: str) -> list[tuple[str, str]]:
+    """[(title, text)] of a file of JSON lines."""
     corpus = []
     with open(path, encoding="utf-8") as file:
         for number, line in enumerate(file, 1):
@@ -95,19 +146,27 @@ def local_search(path, results=10, snippet=500):
                 raise ValueError(f'{path}, line {number}: not {{"title", "text"}}: {error!r}') from None
     if not corpus:
         raise ValueError(f"{path}: no pages")
-    tokens = lambda texts: bm25s.tokenize(texts, show_progress=False)
+    return corpus
+
+
+def local_search(path: str, results: int = 10, snippet: int = 500) -> Search:
+    """BM25 over a JSON-lines corpus held in memory. snippet: characters of a page that are shown."""
+    import bm25s
+
+    def tokens(texts: str | list[str]) -> Any:
+        return bm25s.tokenize(texts, show_progress=False)
+
+    corpus = read_corpus(path)
     index = bm25s.BM25()
     index.index(tokens([f"{title} {text}" for title, text in corpus]), show_progress=False)
 
-    def search(query):
+    def search(query: str) -> str:
         found, scores = index.retrieve(tokens(query), k=min(results, len(corpus)), show_progress=False)
-        best = [corpus[i] for i, score in zip(found[0], scores[0]) if score > 0]
-        return pages([(title, text[:snippet]) for title, text in best])
+        best = []
+        for i, score in zip(found[0], scores[0], strict=True):
+            if score > 0:
+                title, text = corpus[i]
+                best.append((title, text[:snippet]))
+        return pages(best)
+
     return search
-
-
-def search_from_args(args):
-    try:
-        return make_search(args.search, args.search_cache)
-    except (ValueError, OSError, ImportError, SearchFailed) as error:
-        raise SearchFailed(f"--search {args.search} cannot be used: {error}") from None

@@ -1,1 +1,4 @@
-"""An interpreter for model-written code, in a sealed process. It imports nothing of the project."""
+"""An interpreter for model-written code, in a sealed process. See README.md for what it covers."""
+from .interpreter import Interpreter, Observation, set_sandbox
+
+__all__ = ["Interpreter", "Observation", "set_sandbox"]

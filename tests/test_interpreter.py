@@ -1,4 +1,4 @@
-"""assets/sandbox.py: hostile and awkward programs, state, forks, real code; and the web search of env.py."""
+"""sandbox/: hostile and awkward programs, state, forks, real code; and the web search, plumbing/search.py."""
 import collections
 import http.server
 import json
@@ -21,19 +21,20 @@ import pytest
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
-import env  # noqa: E402
-from sandbox import interpreter as sandbox  # noqa: E402
+import sandbox  # noqa: E402
+from plumbing.search import SearchFailed, make_search  # noqa: E402
+from sandbox import interpreter, session  # noqa: E402
 
 SECRET = "k3y-9f8e7d6c5b4a"
-linux = pytest.mark.skipif(not sandbox.LINUX, reason="the sandbox needs Linux")
+linux = pytest.mark.skipif(not session.LINUX, reason="the sandbox needs Linux")
 pytestmark = linux
 
 
 @pytest.fixture
 def py():
-    interpreter = sandbox.Interpreter(seconds=2, memory=512 << 20)
-    yield interpreter
-    interpreter.close()
+    sealed = sandbox.Interpreter(seconds=2, memory=512 << 20)
+    yield sealed
+    sealed.close()
 
 
 @pytest.fixture(scope="module")
@@ -116,7 +117,9 @@ OBSERVATIONS = {
                 "for t in ts: t.start()\nfor t in ts: t.join()\nxs, ts[0].is_alive()", "([0, 1, 2], False)"),
     "thread pool": ("from concurrent.futures import *\nwith ThreadPoolExecutor(4) as pool:\n"
                     "    fs = [pool.submit(pow, 2, i) for i in range(3)]\n"
-                    "    print(list(pool.map(str, range(2))))\nsorted(f.result() for f in as_completed(fs)), list(ProcessPoolExecutor().map(abs, [-1]))",
+                    "    print(list(pool.map(str, range(2))))\n"
+                    "sorted(f.result() for f in as_completed(fs)), "
+                    "list(ProcessPoolExecutor().map(abs, [-1]))",
                     "['0', '1']\n([1, 2, 4], [1])"),
     "asyncio in threads": ("from asyncio import *\nasync def f(): return await gather(to_thread(pow, 2, 3))\nrun(f())",
                            "[8]"),
@@ -148,15 +151,15 @@ def test_errors_quote_the_line(py):
 
 def test_output_is_cut_in_the_middle(py):
     seen = py.run("print('begin'); print('x' * 50_000); print('end')").text
-    assert seen.startswith("begin\nxxx") and seen.endswith("xxx\nend") and len(seen) < sandbox.MAX_OUTPUT + 100
+    assert seen.startswith("begin\nxxx") and seen.endswith("xxx\nend") and len(seen) < session.MAX_OUTPUT + 100
     cut = int(re.search(r"\[(\d+) characters cut\]", seen)[1])
-    assert cut == len("begin\n" + "x" * 50_000 + "\nend\n") - sandbox.MAX_OUTPUT
-    exact = "y" * (sandbox.MAX_OUTPUT - 1)
+    assert cut == len("begin\n" + "x" * 50_000 + "\nend\n") - session.MAX_OUTPUT
+    exact = "y" * (session.MAX_OUTPUT - 1)
     assert py.run(f"print({exact!r})").text == exact
     assert "characters cut" in py.run("for i in range(30_000): print(i)").text
     assert "characters cut" in py.run("list(range(100_000))").text
-    assert len(py.run("raise ValueError('z' * 10**6)").text) < sandbox.MAX_OUTPUT + 100
-    assert py.run("print(" + "1" * sandbox.MAX_CODE + ")").text.startswith("Error: the code is longer")
+    assert len(py.run("raise ValueError('z' * 10**6)").text) < session.MAX_OUTPUT + 100
+    assert py.run("print(" + "1" * interpreter.MAX_CODE + ")").text.startswith("Error: the code is longer")
 
 
 def test_answers(py):
@@ -165,7 +168,7 @@ def test_answers(py):
     assert py.run("for i in range(3): final_answer_print(i)") == ("0\n1\n2", "2", False)
     assert py.run("final_answer_print('')").answer == ""
     assert py.run("final_answer_print(5)\n1/0").answer == "5"
-    assert len(py.run("final_answer_print('a' * 10**6)").answer) == sandbox.MAX_ANSWER
+    assert len(py.run("final_answer_print('a' * 10**6)").answer) == session.MAX_ANSWER
     assert py.run("final_answer_print(1); os = __import__('os'); os._exit(0)").answer is None
     py.run("final_answer_print = web_search = None")
     assert py.run("final_answer_print(6)").answer == "6"
@@ -183,11 +186,11 @@ def test_searches_are_values():
     assert asked == ["a", "b", "c", "d", "e", "ff", "5"]
     assert py.log[3][1] == ["Title: c\nSnippet: s", "Title: d\nSnippet: s"]
     many = py.run("n = [web_search(str(i)) for i in range(200)]\nn[-1]")
-    assert many.text == "Error: too many searches in one step." and len(asked) == 7 + sandbox.MAX_SEARCHES
+    assert many.text == "Error: too many searches in one step." and len(asked) == 7 + interpreter.MAX_SEARCHES
     py.run("web_search('q' * 10**7)")
-    assert len(asked[-1]) == sandbox.MAX_ANSWER
+    assert len(asked[-1]) == session.MAX_ANSWER
     copy = py.fork()
-    assert copy.run("r").text == "Title: b\nSnippet: s" and len(asked) == 8 + sandbox.MAX_SEARCHES
+    assert copy.run("r").text == "Title: b\nSnippet: s" and len(asked) == 8 + interpreter.MAX_SEARCHES
     py.close(), copy.close()
 
 
@@ -201,7 +204,7 @@ def test_failed_search_is_no_observation():
         return "\ud800\0found" + "x" * 100_000
 
     py = sandbox.Interpreter(search)
-    assert py.run("x = 1\nlen(web_search('good'))").text == str(sandbox.MAX_OUTPUT + 100 + len("\\ud800\\x00") - 2)
+    assert py.run("x = 1\nlen(web_search('good'))").text == str(session.MAX_OUTPUT + 100 + len("\\ud800\\x00") - 2)
     for code in "x = 2\nweb_search('bad')", "try:\n    x = 3\n    web_search('bad')\nexcept BaseException: pass":
         with pytest.raises(SearchFailed):
             py.run(code)
@@ -241,7 +244,7 @@ def test_fork_is_an_independent_copy(py):
     assert [copy.run(f"xs.append({i}); f() + [next(g)]").text for i, copy in enumerate(copies)] == [
         f"[1, {i}, 0]" for i in range(4)]
     assert py.run("f() + [next(g)]").text == "[1, 0]"
-    drawn = {interpreter.run(RANDOM).text for interpreter in [py.fork(), py, *copies]}
+    drawn = {one.run(RANDOM).text for one in [py.fork(), py, *copies]}
     assert len(drawn) == 1                                 # a copy goes on to draw what the original draws
     copies[0].run("import os; os._exit(1)")
     copies[1].close()
@@ -347,14 +350,17 @@ CRASHES = {                                                # each ends in an err
 @pytest.mark.parametrize("name", CRASHES)
 def test_crashes(py, name):
     py.run("keep = 1")
-    crashed, zygote = py.pid, sandbox.ZYGOTE.process.pid
+    crashed, zygote = py.session.pid, interpreter.ZYGOTE.process.pid
     seen = py.run(CRASHES[name])
     assert seen.error or name in ("breaks builtins", "breaks json", "no recursion allowed"), seen
     py.run("1")                                            # may find it dead; then it is started again
     assert py.run("keep").text == "1"
-    gone = lambda: py.pid == crashed or crashed not in children(zygote)
+
+    def gone():
+        return py.session.pid == crashed or crashed not in children(zygote)
+
     assert eventually(gone), pathlib.Path(f"/proc/{crashed}/status").read_text()
-    assert not any(children(session) for session in children(zygote))
+    assert not any(children(pid) for pid in children(zygote))
 
 
 BREAKOUTS = {                                              # each must raise: what follows it prints the secret
@@ -363,11 +369,15 @@ BREAKOUTS = {                                              # each must raise: wh
     "opens a path only": "import os; fd = os.open('{path}', os.O_PATH); open(f'/proc/self/fd/{{fd}}').read()",
     "lists a folder": "import os; os.listdir('{dir}')",
     "the repository": "open('{repo}/env.py').read()",
-    "the sandbox": "open('{repo}/assets/sandbox.py').read()",
+    "the sandbox": "open('{repo}/sandbox/interpreter.py').read()",
     "imports the repository": "import env",
-    "imports the sandbox": "import assets.zygote",
+    "imports the sandbox": "import sandbox.zygote",
+    "imports the package": "import sandbox",
     "imports what is beside the sandbox": "import zygote",
-    "the repository on the path": "import sys; sys.path[:0] = ['{repo}', '{repo}/assets']; import zygote",
+    "imports what the zygote imported": "import session",
+    "imports the trainer's side": "import interpreter",
+    "the repository on the path": "import sys; sys.path[:0] = ['{repo}', '{repo}/sandbox']; import zygote",
+    "the session on the path": "import sys; sys.path[:0] = ['{repo}', '{repo}/sandbox']; import session",
     "passwords": "open('/etc/passwd').read()",
     "own environment": "import os; assert 'PLANTED_KEY' in os.environ",
     "environ in /proc": "open('/proc/{pid}/environ').read()",
@@ -431,7 +441,8 @@ def test_breakouts(py, secret, name):
 
 # System calls by number on x86_64, with arguments that would do harm or work: each must return EPERM.
 RAW_CALLS = """fork 57; vfork 58; clone 56 17 0 0 0 0; clone3 435 0 88; a thread 56 0x3d0f00 0 0 0 0;
-execve 59 0 0 0; execveat 322 -100 0 0 0 0; socket AF_INET 41 2 1 0; AF_INET6 41 10 1 0; AF_UNIX 41 1 1 0; AF_NETLINK 41 16 3 0;
+execve 59 0 0 0; execveat 322 -100 0 0 0 0; socket AF_INET 41 2 1 0; AF_INET6 41 10 1 0; AF_UNIX 41 1 1 0;
+AF_NETLINK 41 16 3 0;
 AF_PACKET 41 17 3 0; AF_VSOCK 41 40 1 0; AF_ALG 41 38 5 0; connect 42 3 0 0; bind 49 3 0 0; listen 50 3 1;
 accept 43 3 0 0;
 sendmsg 46 3 0 0; recvmsg 47 3 0 0; sendmmsg 307 3 0 0 0; recvmmsg 299 3 0 0 0 0; memfd_create 319 0 0;
@@ -472,8 +483,9 @@ def test_raw_system_calls(py, secret):
 
 def find_socket(then):
     """Code that looks for the session's connection and its current key, and then does something with them."""
-    return ("import sys, json, os\nf = sys._getframe()\nwhile 'sock' not in f.f_locals: f = f.f_back\n"
-            "sock, key = f.f_locals['sock'], f.f_locals['key']\n" + then)
+    return ("import sys, json, os\nf = sys._getframe()\n"
+            "while not hasattr(f.f_locals.get('self'), 'sock'): f = f.f_back\n"
+            "sock, key = f.f_locals['self'].sock, f.f_locals['self'].key\n" + then)
 
 
 @pytest.mark.parametrize("then", [
@@ -526,9 +538,9 @@ def test_patched_names_do_not_reach_others(py):
 
 TRAINER = """
 import sys, threading, os; sys.path.insert(0, sys.argv[1])
-import env
-a = env.Interpreter(seconds=60); a.run("x = 1")
-b = env.Interpreter(seconds=60); threading.Thread(target=b.run, args=("while True: pass",), daemon=True).start()
+from sandbox import Interpreter
+a = Interpreter(seconds=60); a.run("x = 1")
+b = Interpreter(seconds=60); threading.Thread(target=b.run, args=("while True: pass",), daemon=True).start()
 c = a.fork(); c.run("x")
 if sys.argv[2] == "fork" and not os.fork():
     import time; time.sleep(30)
@@ -549,9 +561,12 @@ def test_everything_dies_with_the_trainer(how):
     else:
         trainer.kill()
     trainer.wait(10)
-    orphans = lambda: [p for p in family if os.path.exists(f"/proc/{p}") and b"zygote.py" in
-                       pathlib.Path(f"/proc/{p}/cmdline").read_bytes()]
-    assert eventually(lambda: not orphans())
+
+    def no_orphans():
+        alive = [p for p in family if os.path.exists(f"/proc/{p}")]
+        return not any(b"zygote.py" in pathlib.Path(f"/proc/{p}/cmdline").read_bytes() for p in alive)
+
+    assert eventually(no_orphans)
     for pid in family:                                     # the trainer's own fork, which sleeps
         try:
             os.kill(pid, signal.SIGKILL)
@@ -574,8 +589,8 @@ def test_closing_and_collecting_end_processes():
 def test_the_zygote_restarts():
     py = sandbox.Interpreter()
     py.run("x = 1")
-    sandbox.ZYGOTE.process.kill()
-    sandbox.ZYGOTE.process.wait()
+    interpreter.ZYGOTE.process.kill()
+    interpreter.ZYGOTE.process.wait()
     assert "died" in py.run("x").text and py.run("x").text == "1"
     py.close()
 
@@ -588,7 +603,7 @@ def test_a_forked_trainer_has_its_own_zygote():
         mine = sandbox.Interpreter()
         code = 0 if mine.run("7").text == "7" else 1
         mine.close()
-        sandbox.ZYGOTE.stop()
+        interpreter.ZYGOTE.stop()
         os._exit(code)
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0 and py.run("x").text == "1"
     py.close()
@@ -599,9 +614,9 @@ def test_a_forked_trainer_may_go_on_with_an_interpreter():
     py.run("xs = [0]")
     read, write = os.pipe()
     if not os.fork():
-        sandbox.PRELOAD = False                            # starts faster
+        interpreter.SETTINGS.preload = False                            # starts faster
         os.write(write, py.run("xs.append(1); xs").text.encode())
-        sandbox.ZYGOTE.stop()
+        interpreter.ZYGOTE.stop()
         os._exit(0)
     assert py.run("xs.append(2); xs").text == "[0, 2]" and os.read(read, 99) == b"[0, 1]"
     os.wait(), os.close(read), os.close(write)
@@ -612,7 +627,7 @@ def test_a_forked_trainer_may_go_on_with_an_interpreter():
 def test_a_stopped_session():
     py = sandbox.Interpreter(seconds=0.5)
     py.run("x = 1")
-    os.kill(py.pid, signal.SIGSTOP)
+    os.kill(py.session.pid, signal.SIGSTOP)
     assert "TimeoutError" in py.run("2").text and py.run("x").text == "1"
     py.close()
 
@@ -620,7 +635,7 @@ def test_a_stopped_session():
 SURROUNDINGS = """
 import sys, os, resource, signal; sys.path.insert(0, sys.argv[1])
 {before}
-from sandbox import interpreter as sandbox
+import sandbox
 sandbox.set_sandbox("auto", preload=False)
 file = open(sys.argv[2], "w")
 crowd = [sandbox.Interpreter(seconds=20) for _ in range({number})]
@@ -679,11 +694,9 @@ def test_a_crowd():
 
 PROBE = """
 import sys; sys.path.insert(0, sys.argv[1])
-import env
-from plumbing.search import SearchFailed, make_search  # noqa: E402
-from sandbox.interpreter import set_sandbox  # noqa: E402
+from sandbox import Interpreter, set_sandbox
 set_sandbox(sys.argv[2])
-py = env.Interpreter(seconds=5)
+py = Interpreter(seconds=5)
 for code in ("print(open(%r).read())" % sys.argv[3], "import socket; socket.socket(); print('socket')",
              "import sympy; sympy.sqrt(8)", "import os; print(os.environ.get('PLANTED_KEY'))"):
     print(py.run(code).text.splitlines()[-1])
@@ -696,24 +709,24 @@ def probe(folder, mode, secret, python=sys.executable, **options):
                           text=True, timeout=60, **options)
 
 
-def copy_of_env(folder):
-    for name in "env.py", "judge.py":                    # env.py imports from judge.py
-        shutil.copy(ROOT / name, folder)
-    shutil.copytree(ROOT / "assets", pathlib.Path(folder) / "assets", ignore=shutil.ignore_patterns("__pycache__"))
+def copy_of_sandbox(folder):
+    """The package alone: it needs nothing of the project."""
+    shutil.copytree(ROOT / "sandbox", pathlib.Path(folder) / "sandbox",
+                    ignore=shutil.ignore_patterns("__pycache__"))
 
 
 def without(tmp_path, *replacements):
-    """A copy of env.py and its sandbox, which makes system calls with numbers that do not exist."""
-    copy_of_env(tmp_path)
-    source = (ROOT / "assets" / "zygote.py").read_text()
+    """A copy of the sandbox that makes system calls with numbers that do not exist."""
+    copy_of_sandbox(tmp_path)
+    source = (ROOT / "sandbox" / "zygote.py").read_text()
     for old, new in replacements:
         assert source.count(old) == 1
         source = source.replace(old, new)
-    (tmp_path / "assets" / "zygote.py").write_text(source)
+    (tmp_path / "sandbox" / "zygote.py").write_text(source)
     return tmp_path
 
 
-NO_LANDLOCK, NO_SECCOMP = ("call(444, None", "call(9444, None"), ("prctl(22, 2", "prctl(9922, 2")
+NO_LANDLOCK, NO_SECCOMP = ("call(libc, 444, None", "call(libc, 9444, None"), ("prctl(22, 2", "prctl(9922, 2")
 
 
 def test_all_layers(secret):
@@ -729,7 +742,7 @@ def test_ordinary_user(secret):
     packages = os.pathsep.join(path for path in sys.path if path.endswith("-packages"))
     for python in sys.executable, f"/usr/bin/python{sys.version_info[0]}.{sys.version_info[1]}":
         with tempfile.TemporaryDirectory() as folder:
-            copy_of_env(folder)
+            copy_of_sandbox(folder)
             os.chmod(folder, 0o755)
             try:
                 done = probe(folder, "auto", secret, python, user=65534, group=65534, extra_groups=[], cwd="/",
@@ -877,7 +890,8 @@ def test_cache_is_shared_and_keeps_no_failures(serper, tmp_path):
     with pytest.raises(SearchFailed):
         make_search(serper.url, path)("q")
     first = make_search(serper.url, path)("q")
-    code = "import sys; sys.path.insert(0, sys.argv[1]); import env; print(make_search(*sys.argv[2:])('q'))"
+    code = ("import sys; sys.path.insert(0, sys.argv[1]); from plumbing.search import make_search; "
+            "print(make_search(*sys.argv[2:])('q'))")
     command = [sys.executable, "-c", code, str(ROOT), serper.url, path]
     other = subprocess.run(command, capture_output=True, text=True)
     assert other.stdout.strip() == first.strip() and len(serper.asked) == 2
