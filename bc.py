@@ -23,16 +23,16 @@ import argparse
 import os
 from concurrent.futures import ThreadPoolExecutor, as_completed
 
-from env import Episode
+from env import Episode, Search
 from judge import Teacher, correct_answer
-from plumbing.chat_api import BadReply
-from plumbing.cli import Help, add_env_flags, add_teacher_flags, cli
-from plumbing.records import append_jsonl, read_tasks, resume_jsonl, save_args
+from plumbing.chat_api import BadReply, Usage
+from plumbing.cli import Help, env_flags, teacher_flags, cli
+from plumbing.records import Record, append_jsonl, read_tasks, resume_jsonl, save_args
 from plumbing.search import SearchFailed, search_from_args
-from sandbox.interpreter import Interpreter, set_sandbox
+from sandbox import Interpreter, set_sandbox
 
 
-def parse_args(argv=None):
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     p = argparse.ArgumentParser(description=__doc__, formatter_class=Help)
     g = p.add_argument_group("files")
     g.add_argument("--tasks", required=True, help="JSON lines with id, question, answer")
@@ -40,52 +40,66 @@ def parse_args(argv=None):
     g = p.add_argument_group("demonstrations")
     g.add_argument("--attempts", type=int, default=2, help="tries per task until an answer is right")
     g.add_argument("--max-steps", type=int, default=8, help="thought–code steps per trajectory")
-    add_env_flags(p)
-    add_teacher_flags(p)
+    env_flags(p)
+    teacher_flags(p)
     return p.parse_args(argv)
 
 
-def demonstrate(teacher, task, search, max_steps, sample, usage):
-    """One trajectory written by the teacher: plan, then steps, each run before the next is asked for."""
-    episode = Episode(task, Interpreter(search), max_steps=max_steps)
-    how = dict(sample=sample, usage=usage)
-    seen = episode.turn(f"<first_thought>{teacher.plan(task['question'], **how)}</first_thought>")
-    while seen is not None:
-        seen = episode.turn(teacher.step(task["question"], episode.messages, **how))
-    episode.interpreter.close()
-    return episode.trajectory()
+def demonstrate(teacher: Teacher, task: Record, search: Search | None, max_steps: int, sample: int,
+                usage: Usage) -> Record:
+    """One trajectory written by the teacher: a plan, then steps; each runs before the next is asked for."""
+    interpreter = Interpreter(search)
+    try:
+        episode = Episode(task, interpreter, max_steps=max_steps)
+        plan = teacher.plan(task["question"], sample=sample, usage=usage)
+        observation = episode.turn(f"<first_thought>{plan}</first_thought>")
+        while observation is not None:                     # None: the trajectory has ended
+            step = teacher.step(task["question"], episode.messages, sample=sample, usage=usage)
+            observation = episode.turn(step)
+        return episode.trajectory()
+    finally:
+        interpreter.close()
 
 
-def solve(teacher, task, search, args):
-    """Up to --attempts demonstrations -> (trajectory or None, what was wrong with each failed one)."""
-    faults, usage = [], {}
+def solve(teacher: Teacher, task: Record, search: Search | None,
+          args: argparse.Namespace) -> tuple[Record | None, list[str]]:
+    """Rejection sampling: the first of --attempts demonstrations whose answer is right, or None.
+
+    The second value says what was wrong with each of those before it.
+    """
+    faults = []
+    usage: Usage = {}                                      # of all attempts at this task
     for sample in range(args.attempts):
         try:
             trajectory = demonstrate(teacher, task, search, args.max_steps, sample, usage)
-        except BadReply as e:
-            faults.append(f"{e}; the reply was {e.raw[:500]!r}")
+        except BadReply as error:
+            faults.append(f"{error}; the reply was {error.raw[:500]!r}")
             continue
-        if trajectory["stop"] == "failed":
+        stop = trajectory["stop"]
+        prediction = trajectory["prediction"]
+        if stop == "failed":
             raise SearchFailed("a search failed for good; the run can be resumed")
-        if trajectory["stop"] == "answer" and correct_answer(teacher, task["question"],
-                                                             trajectory["prediction"], task["answer"]):
-            return {**trajectory, "correct": True, "corrections": [],
-                    "usage": {f"teacher_{k}": v for k, v in usage.items()}}, faults
-        faults.append(f"stop: {trajectory['stop']}, prediction: {trajectory['prediction']!r}")
+        if stop == "answer" and correct_answer(teacher, task["question"], prediction, task["answer"]):
+            trajectory["correct"] = True
+            trajectory["corrections"] = []
+            trajectory["usage"] = {f"teacher_{name}": n for name, n in usage.items()}
+            return trajectory, faults
+        faults.append(f"stop: {stop}, prediction: {prediction!r}")
     return None, faults
 
 
-def main(args):
+def main(args: argparse.Namespace) -> None:
     from tqdm import tqdm
     tasks = read_tasks(args.tasks)
     teacher = Teacher.from_args(args)
     set_sandbox(args.sandbox, args.preload)
     search = search_from_args(args)
-    rejected = os.path.splitext(args.out)[0] + ".rejected.jsonl"
-    done = {r["id"] for path in (args.out, rejected) for r in resume_jsonl(path)}
-    todo = [t for t in tasks if t["id"] not in done]
+    name = os.path.splitext(args.out)[0]
+    rejected = name + ".rejected.jsonl"
+    done = {record["id"] for record in resume_jsonl(args.out) + resume_jsonl(rejected)}
+    todo = [task for task in tasks if task["id"] not in done]
     print(f"{len(tasks)} tasks, {len(done)} finished before")
-    save_args(args, os.path.splitext(args.out)[0] + ".args.json")
+    save_args(args, name + ".args.json")
     kept = 0
     with (open(args.out, "a", encoding="utf-8") as good, open(rejected, "a", encoding="utf-8") as bad,
           ThreadPoolExecutor(args.concurrency) as pool, tqdm(total=len(todo), desc="bc", unit="task") as bar):
@@ -93,12 +107,14 @@ def main(args):
         try:
             for job in as_completed(jobs):
                 trajectory, faults = job.result()
-                append_jsonl(*((good, trajectory) if trajectory else
-                               (bad, {"id": jobs[job]["id"], "faults": faults})))
-                kept += trajectory is not None
+                if trajectory is not None:
+                    append_jsonl(good, trajectory)
+                    kept += 1
+                else:
+                    append_jsonl(bad, {"id": jobs[job]["id"], "faults": faults})
                 bar.update(1)
-                bar.set_postfix(kept=kept, teacher_tokens_a_task=teacher.counts["completion_tokens"] // bar.n,
-                                refresh=False)
+                tokens = teacher.counts["completion_tokens"]
+                bar.set_postfix(kept=kept, teacher_tokens_a_task=tokens // bar.n, refresh=False)
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
     print(f"{args.out}: {kept} new trajectories from {len(todo)} tasks\n{teacher.summary()}")

@@ -1,11 +1,33 @@
-"""A client of OpenAI-compatible chat endpoints that outlives failures of network and server."""
+"""A client of OpenAI-compatible chat endpoints. It survives failures of network and server, and pays once.
+
+`chat_completion` makes one request, `ReplyCache` keeps replies, `ChatModel` joins both for many threads.
+"""
+import hashlib
+import json
+import os
 import random
 import re
+import sqlite3
+import threading
 import time
+import weakref
+from collections import Counter
+from collections.abc import Callable
 
 import requests
 
 from plumbing.cli import InputError
+from plumbing.records import Record
+
+Usage = dict[str, int]                       # calls, prompt_tokens, completion_tokens
+
+SESSION = requests.Session()
+SESSION.mount("http://", requests.adapters.HTTPAdapter(pool_maxsize=256))
+SESSION.mount("https://", requests.adapters.HTTPAdapter(pool_maxsize=256))
+
+OPTIONAL = ("response_format", "seed")       # fields of a request that some servers do not know
+NOT_ALLOWED = (401, 403, 404)                # a wrong key, address or model: no request will ever be answered
+MAY_PASS = (408, 409, 425, 429)              # worth another try, as every status from 500 on is
 
 
 class TeacherDown(InputError):
@@ -14,45 +36,194 @@ class TeacherDown(InputError):
 
 class BadReply(Exception):
     """The reply stayed unusable after the re-ask, or the request was refused; `raw` is the last reply."""
-    def __init__(self, message, raw=""):
+
+    def __init__(self, message: str, raw: str = "") -> None:
         super().__init__(message)
         self.raw = raw
-SESSION = requests.Session()
-for scheme in ("http://", "https://"):
-    SESSION.mount(scheme, requests.adapters.HTTPAdapter(pool_maxsize=256))
 
 
-def endpoint(url):
+def endpoint(url: str) -> str:
     """localhost:8000 or http://localhost:8000 -> http://localhost:8000/v1"""
-    url = url if "://" in url else "http://" + url
-    return url.rstrip("/") + ("" if re.search(r"/v\d+/?$", url) else "/v1")
+    if "://" not in url:
+        url = "http://" + url
+    url = url.rstrip("/")
+    if re.search(r"/v\d+$", url):
+        return url
+    return url + "/v1"
 
 
-def chat_completion(url, body, *, headers=None, timeout=600, retries=12, backoff=0.5, refused=None):
-    """choices[0] of one completion, its "usage" and the number of "retries". What may pass is tried again,
-    with exponential back-off, jitter and Retry-After; then TeacherDown, or BadReply if the server refuses
-    just this request. `refused` collects optional fields that the server does not know."""
-    url, refused, fault = endpoint(url) + "/chat/completions", set() if refused is None else refused, ""
+def served_models(url: str, headers: dict[str, str]) -> list[str] | None:
+    """The names of the models at an endpoint, None if it keeps no list; TeacherDown if nothing answers."""
+    where = endpoint(url) + "/models"
+    try:
+        reply = SESSION.get(where, timeout=10, headers=headers)
+        if not reply.ok:
+            return None
+        return [model["id"] for model in reply.json()["data"]]
+    except (requests.RequestException, LookupError, TypeError) as error:         # also a list of another form
+        raise TeacherDown(f"no teacher answers at {where} ({type(error).__name__})") from None
+
+
+# ---- one completion ----
+
+def chat_completion(url: str, body: Record, *, headers: dict[str, str] | None = None, timeout: float = 600,
+                    retries: int = 12, backoff: float = 0.5, refused: set[str] | None = None) -> Record:
+    """choices[0] of one completion, with its "usage" and the number of "retries" added.
+
+    What may pass is tried again, with exponential back-off, jitter and Retry-After, and is TeacherDown after
+    the last try. A request that the server refuses is BadReply. `refused` collects the optional fields that
+    the server does not know: they are left out from then on.
+    """
+    where = endpoint(url) + "/chat/completions"
+    refused = set() if refused is None else refused
+    fault = ""
+    wait = 0.0
     for attempt in range(retries + 1):
+        time.sleep(wait)
         wait = min(60.0, backoff * 2 ** attempt) * random.uniform(0.5, 1.5)
         sent = {name: value for name, value in body.items() if name not in refused}
         try:
-            reply = SESSION.post(url, json=sent, headers=headers, timeout=(10, timeout))
-            fault = f"HTTP {reply.status_code}: {' '.join(reply.text.split())[:200]}"
-            if reply.ok:
-                found = reply.json()
-                found["choices"][0]["message"]["content"] += ""           # a text, not null
-                return found["choices"][0] | {"usage": found.get("usage") or {}, "retries": attempt}
-            unknown = {name for name in ("response_format", "seed") if name in sent and name in reply.text}
-            if reply.status_code in (400, 422) and unknown:
-                refused |= unknown
-            elif reply.status_code in (401, 403, 404):
-                raise TeacherDown(f"{url} refuses {body['model']!r} ({fault})")
-            elif reply.status_code < 500 and reply.status_code not in (408, 409, 425, 429):
-                raise BadReply(f"the server refused this request ({fault})", reply.text)
-            if asked := re.fullmatch(r"\d+(\.\d+)?", reply.headers.get("Retry-After", "")):
-                wait = max(wait, min(300.0, float(asked[0])))
-        except (requests.RequestException, ValueError, TypeError, LookupError) as error:
+            reply = SESSION.post(where, json=sent, headers=headers, timeout=(10, timeout))
+        except requests.RequestException as error:
             fault = f"no usable reply ({type(error).__name__})"
-        time.sleep(wait if attempt < retries else 0)
-    raise TeacherDown(f"{url} gave no completion of {body['model']!r} in {retries + 1} tries: {fault}")
+            continue
+        if reply.ok:
+            choice = usable_choice(reply)
+            if choice is not None:
+                return choice | {"retries": attempt}
+            fault = "no usable reply (it holds no text of a message)"
+            continue
+        fault = f"HTTP {reply.status_code}: {' '.join(reply.text.split())[:200]}"
+        unknown = unknown_fields(reply, sent)
+        if unknown:
+            refused.update(unknown)
+        elif reply.status_code in NOT_ALLOWED:
+            raise TeacherDown(f"{where} refuses {body['model']!r} ({fault})")
+        elif reply.status_code < 500 and reply.status_code not in MAY_PASS:
+            raise BadReply(f"the server refused this request ({fault})", reply.text)
+        wait = max(wait, retry_after(reply))
+    raise TeacherDown(f"{where} gave no completion of {body['model']!r} in {retries + 1} tries: {fault}")
+
+
+def usable_choice(reply: requests.Response) -> Record | None:
+    """The first choice of a completion and its "usage"; None if the reply is not JSON or holds no text."""
+    try:
+        found = reply.json()
+        choice = found["choices"][0]
+        content = choice["message"]["content"]
+    except (requests.JSONDecodeError, LookupError, TypeError):                  # not the form of a completion
+        return None
+    if not isinstance(content, str):                                            # null, with some servers
+        return None
+    return choice | {"usage": found.get("usage") or {}}
+
+
+def unknown_fields(reply: requests.Response, sent: Record) -> list[str]:
+    """The optional fields that a server does not accept: its error names them."""
+    if reply.status_code not in (400, 422):
+        return []
+    return [name for name in OPTIONAL if name in sent and name in reply.text]
+
+
+def retry_after(reply: requests.Response) -> float:
+    """The seconds that a server asks to wait, at most 300; 0 if it names none."""
+    seconds = reply.headers.get("Retry-After", "")
+    if not re.fullmatch(r"\d+(\.\d+)?", seconds):
+        return 0.0
+    return min(300.0, float(seconds))
+
+
+# ---- replies that were paid before ----
+
+class ReplyCache:
+    """Replies by request, in an SQLite file (without a path, for this process only); safe in many threads."""
+
+    def __init__(self, path: str | None) -> None:
+        self.lock = threading.Lock()
+        self.asking = weakref.WeakValueDictionary()         # key of a request -> the lock of those who ask it
+        try:
+            self.file = sqlite3.connect(path or "", timeout=60, check_same_thread=False, isolation_level=None)
+            self.file.execute("CREATE TABLE IF NOT EXISTS replies (request TEXT PRIMARY KEY, reply TEXT)")
+        except sqlite3.Error as error:
+            raise InputError(f"--teacher-cache {path} cannot be used: {error}") from None
+
+    def reply(self, body: Record, send: Callable[[Record], Record]) -> tuple[Record, bool]:
+        """The reply to a request, from the file or else from send(body), and whether it was in the file.
+
+        Threads that ask the same at the same time wait for one reply, which is sent for once.
+        """
+        key = hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
+        with self.lock:
+            same_request = self.asking.setdefault(key, threading.Lock())
+        with same_request:
+            with self.lock:
+                row = self.file.execute("SELECT reply FROM replies WHERE request = ?", (key,)).fetchone()
+            if row is not None:
+                return json.loads(row[0]), True
+            reply = send(body)
+            with self.lock:
+                self.file.execute("REPLACE INTO replies VALUES (?, ?)", (key, json.dumps(reply)))
+            return reply, False
+
+
+# ---- a model ----
+
+class ChatModel:
+    """A chat model behind an OpenAI-compatible endpoint; many threads may ask it at once."""
+
+    def __init__(self, url: str, model: str | None = None, *, concurrency: int = 64, timeout: float = 600,
+                 retries: int = 12, backoff: float = 0.5, cache: str | None = None) -> None:
+        self.url = url
+        self.model = model
+        key = os.environ.get("TEACHER_API_KEY") or os.environ.get("OPENAI_API_KEY")
+        self.headers = {"Authorization": f"Bearer {key}"} if key else {}
+        self.http = {"headers": self.headers, "timeout": timeout, "retries": retries, "backoff": backoff,
+                     "refused": set()}                       # filled with what the server does not know
+        self.slots = threading.Semaphore(concurrency)        # requests in flight
+        self.cache = ReplyCache(cache)
+        self.counts = Counter()                              # calls, tokens, retries … of this process
+        self.lock = threading.Lock()                         # of the counts
+
+    def check(self) -> None:
+        """TeacherDown if the model is not served; without a name, the first that is listed is taken."""
+        names = served_models(self.url, self.headers)
+        if names is None:                                    # no list: the name is believed
+            names = [self.model]
+        if names and not self.model:
+            self.model = names[0]
+        if not self.model or self.model not in names:
+            raise TeacherDown(f"{endpoint(self.url)}/models does not list the model "
+                              f"{self.model or '(unnamed)'}, but {names[:5]}")
+
+    def chat(self, request: Record, usage: Usage | None = None) -> str:
+        """The text of the reply to messages and sampling parameters, without the model's thinking.
+
+        Calls and tokens are added to `usage`, also for a cached reply: records must not depend on restarts.
+        """
+        reply, cached = self.cache.reply({"model": self.model, **request}, self.send)
+        spent = {name: int(reply["usage"].get(name) or 0) for name in ("prompt_tokens", "completion_tokens")}
+        if cached:
+            self.count("cached")
+        else:
+            self.count("calls")
+            self.count("retries", reply["retries"])
+            for name, n in spent.items():
+                self.count(name, n)
+        if usage is not None:
+            for name, n in {"calls": 1, **spent}.items():
+                usage[name] = usage.get(name, 0) + n
+        return re.sub(r"(?s)^.*</think>", "", reply["message"]["content"]).strip()
+
+    def send(self, body: Record) -> Record:
+        """One request over the network, as soon as a slot is free."""
+        with self.slots:
+            return chat_completion(self.url, body, **self.http)
+
+    def count(self, name: str, n: int = 1) -> None:
+        """Add to one of the counts of `summary`."""
+        with self.lock:
+            self.counts[name] += n
+
+    def summary(self) -> str:
+        """What was asked of the teacher, in one line."""
+        return "teacher: " + ", ".join(f"{n} {name.replace('_', ' ')}" for name, n in self.counts.items())

@@ -1,4 +1,4 @@
-"""judge.py: answers, rewards, replies, leaks, the client under injected faults, files, commands."""
+"""judge.py: answers, replies, leaks, the client under injected faults, files, commands."""
 
 import json
 import os
@@ -87,12 +87,6 @@ def test_f1_and_exact_match_are_squads():
     assert judge.f1(None, ["a b"]) == 0.0 and judge.f1("", "b") == 0.0 and judge.exact_match(None, "b") == 0.0
     assert judge.f1("\\boxed{\\text{Trochophore}}", "trochophore") == 1.0
     assert judge.exact_match("James Madison", ["j. madison", "James Madison"]) == 1.0
-
-
-@pytest.mark.parametrize("flags, reward", [((1, 0, 0), 1), ((1, 1, 1), 1), ((0, 1, 0), 0.5), ((0, 1, 1), 0.5),
-                                           ((0, 0, 1), 0), ((0, 0, 0), 0.1)])
-def test_key_step_reward(flags, reward):
-    assert judge.key_step_reward(*map(bool, flags)) == reward
 
 
 # ---------------------------------------------------------------- steps and replies
@@ -342,7 +336,7 @@ def test_the_same_request_at_once_is_paid_once(fake):
         assert set(pool.map(lambda i: teacher.plan("same"), range(16))) == {"# Question\nsame"}
         assert len(fake.bodies) == 1 and (teacher.counts["calls"], teacher.counts["cached"]) == (1, 15)
         assert len(set(pool.map(lambda i: teacher.plan("same", sample=i + 1), range(8)))) == 1 and len(fake.bodies) == 9
-    assert fake.peak > 1 and not teacher.asking
+    assert fake.peak > 1 and not teacher.cache.asking
 
 
 def test_verdict_is_asked_again_once_and_then_fails_aloud(fake):
@@ -395,6 +389,17 @@ def test_correct_answer_asks_only_where_rules_cannot_decide(fake):
     assert judge.correct_answer(teacher, "q", "Frank Lowy, businessman", ["Frank Lowy"]) and len(fake.bodies) == 1
     assert (teacher.counts["answers_by_rule"], teacher.counts["answers_by_model"]) == (3, 1)
     assert judge.correct_answer(None, "q", "Frank Lowy, businessman", ["Frank Lowy"]) is False
+
+
+def test_same_step_asks_only_where_rules_cannot_decide(fake):
+    fake.default = '{"equivalent": true}'
+    teacher = teacher_of(fake)
+    assert judge.same_step(teacher, QUESTION, LATER, step("x=1 # one"), step("x = 1")) is True and not fake.bodies
+    assert judge.same_step(teacher, QUESTION, LATER, step("print(2)", "2"), step("print(1 + 1)", "2")) is True
+    assert not fake.bodies
+    assert judge.same_step(teacher, QUESTION, LATER, step("x = 1"), step("x = 2")) is True and len(fake.bodies) == 1
+    fake.default = '{"equivalent": false}'
+    assert judge.same_step(teacher, QUESTION, LATER, step("x = 1"), step("x = 3")) is False
 
 
 def test_many_threads_under_faults(fake):
