@@ -1,97 +1,149 @@
-"""How a model that was not trained here takes part in an evaluation: `--prompt` and `--self-consistent`.
+"""How a model that was not trained here takes part in an evaluation: --prompt and --self-consistent.
 
-  agent  is told the tools and to answer with a thought and a program (Agent prompting of Kang et al., 2025)
+  agent  is told the tools, and to answer with a thought and a program (Agent prompting of Kang et al., 2025)
   tir    reasons freely, with ```python blocks in between (tool-integrated reasoning)
   cot    reasons in one turn, without tools
-The texts are in assets/prompts.md and stand before the question, in the same message. All three may end with
-\\boxed{…}; a turn with neither code nor answer is told so, where react, the trained grammar, ends.
+The instructions (assets/prompts.md) stand before the question, in the same message. All three may end with
+\\boxed{…}. A turn with neither code nor answer is told so; in react, the trained grammar, it ends the run.
 
 Self-consistent action generation (Agent Distillation, Kang et al., 2025): N candidates for every step, each
-run in a fork of the interpreter; those of the wrong form or with an error are dropped; the step whose output
-occurs most often is taken. If every program fails, the first is kept, so that the model sees its error.
+run in a fork of the interpreter. Those of the wrong form or with an error are dropped, and the step whose
+output occurs most often is taken. If every program fails, the first one stays: the model sees its error.
 
-One step of all tasks at a time, each from the messages before it: what a model makes up after its code, say
-an observation of its own, is cut off; and every engine can do it. Sampled tokens are decoded and encoded
-again, which is for measuring, not for training.
+All tasks are played one step at a time, each step from the messages before it. So every engine can do it, and
+what a model makes up after its code, say an observation of its own, is cut off. But sampled tokens are
+decoded and encoded again: good for measuring, not for training.
 """
 import re
 from collections import Counter
+from typing import Any
 
 import env
 import judge
 from plumbing.answers import core
-from plumbing.trajectory import step_of
-from sandbox.interpreter import Interpreter, Observation
+from plumbing.engines import Engine
+from plumbing.records import Record
+from plumbing.trajectory import Messages, step_of
+from sandbox import Interpreter, Observation
 
 PROGRAM = re.compile(r"(?:<code>\s*)?```(?:py\w*)?[ \t]*\n(.*?)```|<code>(.*?)</code>", re.DOTALL)
 NEITHER = Observation("Error: there is neither a program to run nor a final answer.", None, True)
 
 
 class Candidate(env.Episode):
-    """One step, to be played by an engine after `messages`."""
+    """One step in the trained grammar, to be played by an engine after `messages`."""
 
-    def __init__(self, prompt, task, messages, interpreter, max_tokens, copy=0):
+    def __init__(self, task: Record, messages: Messages, interpreter: Interpreter, max_tokens: int,
+                 copy: int = 0) -> None:
         super().__init__({**task, "messages": messages}, interpreter, max_tokens=max_tokens, copy=copy)
-        self.prompt_mode, self.last_step, self.seen = prompt, step_of(messages), None
+        self.last_step = step_of(messages)                 # the next step is the only one
+        self.seen: Observation | None = None               # what came of the step
 
-    def act(self, content, step):
-        self.seen = super().act(content, step) if self.prompt_mode == "react" else self.act_freely(content)
+    def act(self, content: str, step: int) -> Observation | None:
+        self.seen = self.act_on(content, step)
         return self.seen
 
-    def act_freely(self, content):
-        program = self.prompt_mode != "cot" and PROGRAM.search(content)
+    def act_on(self, content: str, step: int) -> Observation | None:
+        return super().act(content, step)
+
+
+class FreeCandidate(Candidate):
+    """One step of agent or tir: a program in tags or in a fence, or an answer in a box."""
+
+    def act_on(self, content: str, step: int) -> Observation | None:
+        program = PROGRAM.search(content)
         if program:
             self.messages[-1]["content"] = content[:program.end()]
-            return self.interpreter.run((program[1] or program[2] or "").strip())
-        if r"\boxed{" in content:
-            return Observation("None", core(content), False)
-        return None if self.prompt_mode == "cot" else NEITHER
+            code = program[1] or program[2] or ""
+            return self.interpreter.run(code.strip())
+        return boxed_answer(content) or NEITHER
 
 
-def modal(candidates):
-    """The first of the candidates with the most frequent output; those without an error go before others."""
+class ChainOfThought(Candidate):
+    """The one turn of cot: no program is run."""
+
+    def act_on(self, content: str, step: int) -> Observation | None:
+        return boxed_answer(content)
+
+
+CANDIDATES = {"react": Candidate, "agent": FreeCandidate, "tir": FreeCandidate, "cot": ChainOfThought}
+
+
+def boxed_answer(content: str) -> Observation | None:
+    """The observation that ends a run with the answer in \\boxed{…}; None if there is no box."""
+    if r"\boxed{" not in content:
+        return None
+    return Observation("None", core(content), False)
+
+
+def most_frequent(candidates: list[Candidate]) -> Candidate:
+    """The first candidate with the most frequent output; those with an error count only if all have one."""
     ran = [c for c in candidates if c.stop in ("answer", "max_steps")]
-    valid = [c for c in ran if not c.seen.error] or ran or candidates
-    outputs = [c.seen and (c.seen.text, c.seen.answer) for c in valid]
-    return valid[outputs.index(Counter(outputs).most_common(1)[0][0])]
+    without_error = [c for c in ran if not c.seen.error]
+    left = without_error or ran or candidates
+    outputs = [None if c.seen is None else (c.seen.text, c.seen.answer) for c in left]
+    output, _ = Counter(outputs).most_common(1)[0]
+    return left[outputs.index(output)]
 
 
-def rollout(engine, tasks, prompt, n, *, max_steps, max_tokens, search=None, progress=None, seed=0,
-            **sampling):
-    """`env.rollout` for a `prompt` of this module, or react, with n candidates a step -> trajectories."""
+def tokens_of(engine: Engine, messages: Messages) -> int:
+    """Length of the messages in tokens; 0 for an endpoint, which knows no tokens."""
+    if not hasattr(engine, "chat"):
+        return 0
+    input_ids, _ = engine.chat.encode(messages)
+    return len(input_ids)
+
+
+def propose(now: Candidate, task: Record, n: int, tokens_left: int) -> list[Candidate]:
+    """n candidates for the step after `now`; if they are several, each in a fork of the interpreter."""
+    candidates = []
+    for copy in range(n):
+        interpreter = now.interpreter.fork() if n > 1 else now.interpreter
+        candidates.append(type(now)(task, now.messages, interpreter, tokens_left, copy))
+    return candidates
+
+
+def take(now: Candidate, candidates: list[Candidate]) -> Candidate:
+    """The candidate that becomes the next state; the interpreters of all others are closed."""
+    chosen = most_frequent(candidates)
+    for other in [now, *candidates]:
+        if other.interpreter is not chosen.interpreter:
+            other.interpreter.close()
+    return chosen
+
+
+def rollout(engine: Engine, tasks: list[Record], prompt: str, n: int, *, max_steps: int, max_tokens: int,
+            search: env.Search | None = None, progress: Any = None, **sampling: Any) -> list[Record]:
+    """`env.rollout` for a `prompt` of this module, or react, with n candidates for every step."""
     text = "{question}" if prompt == "react" else judge.PROMPT["ASK_" + prompt.upper()]
-    length = lambda messages: len(engine.chat.encode(messages)[0]) if hasattr(engine, "chat") else 0
-    usage, now, live = [Counter() for _ in tasks], [], list(range(len(tasks)))
+    now: list[Candidate] = []                              # where each task stands
     for task in tasks:
         messages = [{"role": "user", "content": text.replace("{question}", task["question"])}]
-        now.append(Candidate(prompt, task, messages, Interpreter(search), max_tokens))
-    prompt_tokens = [length(c.messages) for c in now]
+        now.append(CANDIDATES[prompt](task, messages, Interpreter(search), max_tokens))
+    prompt_tokens = [tokens_of(engine, c.messages) for c in now]
+    usage = [Counter() for _ in tasks]
+    live = list(range(len(tasks)))
 
-    for step in range(max_steps + 1):                                     # step 0 may be a plan
-        played = {}
+    for _ in range(max_steps + 1):                         # the plan is not counted
+        played: dict[int, list[Candidate]] = {}
         for i in live:
-            before, room = now[i], max_tokens - (length(now[i].messages) - prompt_tokens[i])
-            if room < 1:
-                before.stop = "max_tokens"
-                continue
-            played[i] = [Candidate(prompt, tasks[i], before.messages, before.interpreter.fork() if n > 1
-                                   else before.interpreter, room, copy) for copy in range(n)]
+            tokens_left = max_tokens - (tokens_of(engine, now[i].messages) - prompt_tokens[i])
+            if tokens_left < 1:
+                now[i].stop = "max_tokens"
+            else:
+                played[i] = propose(now[i], tasks[i], n, tokens_left)
         if played:
-            engine.play([c for candidates in played.values() for c in candidates],
-                        seed=seed, **sampling)
+            together = [c for candidates in played.values() for c in candidates]
+            engine.play(together, **sampling)
         for i, candidates in played.items():
             usage[i].update(student_calls=n, student_tokens=sum(sum(c.loss_mask) for c in candidates))
-            last, now[i] = now[i], modal(candidates)
-            for c in [last, *candidates]:
-                if c.interpreter is not now[i].interpreter:
-                    c.interpreter.close()
-        done, live = len(live), [i for i in played if now[i].stop == "max_steps"]
+            now[i] = take(now[i], candidates)
+        unfinished = [i for i in played if now[i].stop == "max_steps"]       # a candidate has only one step
         if progress is not None:
-            progress.update(done - len(live))
-        if not live:
-            break
+            progress.update(len(live) - len(unfinished))
+        live = unfinished
     if progress is not None:
-        progress.update(len(live))                                        # their steps ran out
+        progress.update(len(live))                         # no steps left
     for c in now:
         c.interpreter.close()
     return [c.trajectory() | {"usage": dict(used)} for c, used in zip(now, usage)]

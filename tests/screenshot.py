@@ -20,7 +20,7 @@ for (const [name, value] of [["source", "mps"], ["outcome", "solved"], ["correct
 document.querySelector("#browser").scrollIntoView(); window.scrollBy(0, -8);"""
 
 
-def main(run_dir, out):
+def main(run_dir: str, out: str) -> None:
     options = webdriver.ChromeOptions()
     for flag in ("headless", "no-sandbox", "disable-gpu", "hide-scrollbars", "force-color-profile=srgb"):
         options.add_argument("--" + flag)

@@ -16,12 +16,13 @@ import pytest
 
 ROOT = os.path.abspath(os.path.join(os.path.dirname(__file__), ".."))
 sys.path.insert(0, ROOT)
-import env
-import eval as evaluate
-import judge
+import env  # noqa: E402
+import eval as evaluate  # noqa: E402
+import judge  # noqa: E402
 from plumbing.chat_api import BadReply  # noqa: E402
 from plumbing.cli import InputError  # noqa: E402
 from plumbing.records import as_list  # noqa: E402
+from plumbing.results import row_name, summarize, why_zero  # noqa: E402
 
 BENCH = os.path.join(ROOT, "..", "shared", "data", "arpo_eval")
 
@@ -217,7 +218,7 @@ def test_every_field_name_of_the_public_sets(tmp_path, monkeypatch):
         fake_rollout(lambda t: {"Who?": "Anna", "2 + 2?": "4", "1 + 1?": "2", "3?": "3"}[t["question"]]),
     )
     rows = run(tmp_path / "out", "--tasks", path)["rows"]
-    assert [(evaluate.row_name(r), r["mean"]) for r in rows] == [("GAIA", 100), ("GAIA-2", 100)]
+    assert [(row_name(r), r["mean"]) for r in rows] == [("GAIA", 100), ("GAIA-2", 100)]
     monkeypatch.setattr(env, "rollout", fake_rollout(lambda t: None))
     rows = run(tmp_path / "silence", "--tasks", path)["rows"]
     assert [(r["mean"], r["unanswered"]) for r in rows] == [(0, 4), (0, 1)]
@@ -280,7 +281,7 @@ def prediction(i, r, correct, **extra):
 
 def test_mean_errors_and_pass_at_k_by_hand():
     solved = [[1, 1, 1, 0], [0, 0, 0, 0], [1, 0, 0, 0]]  # 3 tasks, 4 runs
-    row = evaluate.summarize(
+    row = summarize(
         [prediction(i, r, bool(solved[i][r])) for i in range(3) for r in range(4)], "g", {}
     )
     assert row["n"] == 3 and abs(row["mean"] - 100 / 3) < 1e-9
@@ -304,7 +305,7 @@ def test_no_answer_is_counted_by_reason():
         prediction(3, 0, False, prediction=None, stop="failed", verdict=None),
         prediction(4, 0, False, verdict="failed"),
     ]
-    row = evaluate.summarize(rows, "g", {})
+    row = summarize(rows, "g", {})
     assert (row["unanswered"], row["truncated"], row["failed"], row["mean"]) == (1, 1, 2, 20.0)
 
 
@@ -322,13 +323,13 @@ def test_the_judge_is_asked_for_metric_judge_only_and_its_failure_is_no_verdict(
     assert evaluate.score(t | dict(metric="rule"), teacher="teacher")["verdict"] == "wrong"
     failed = evaluate.score(t | dict(metric="judge"), teacher="teacher")
     assert asked == [None, "teacher"] and failed["verdict"] == "failed"
-    assert evaluate.why_zero(t | failed) == "failed"
+    assert why_zero(t | failed) == "failed"
 
 
 def test_rows_by_kind_and_horizon(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(env, "rollout", fake_rollout(lambda t: t["answer"] if t["kind"] == "math" else "999"))
     rows = run(tmp_path / "out", "--tasks", tasks_file(tmp_path / "eval.jsonl", 8))["rows"]
-    assert {evaluate.row_name(r): r["mean"] for r in rows} == {
+    assert {row_name(r): r["mean"] for r in rows} == {
         "eval": 50,
         "eval, math": 100,
         "eval, search": 0,

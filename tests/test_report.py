@@ -10,7 +10,10 @@ import time
 import pytest
 
 sys.path.insert(0, os.path.join(os.path.dirname(__file__), ".."))
-import eval as evaluate
+import eval as evaluate  # noqa: E402
+from plumbing.cli import InputError  # noqa: E402
+from plumbing.report import collect, pack  # noqa: E402
+from plumbing.results import result_rows  # noqa: E402
 
 ATTACK = (
     "<script>document.title='owned'; window.owned = 1</script>"
@@ -172,7 +175,7 @@ def make_run(folder, n=200, seed=0):
                         decoding=decoding,
                         sampling=decoding,
                         runs=1,
-                        rows=evaluate.result_rows(predictions),
+                        rows=result_rows(predictions),
                     ),
                     f,
                 )
@@ -265,7 +268,7 @@ def test_page_is_one_file_and_plots_are_there(run_dir):
 
 
 def test_interventions_and_hard_tasks_are_counted(run_dir):
-    panels, results, sources = evaluate.collect(run_dir)
+    panels, results, sources = collect(run_dir)
     found = {(p["section"], p["title"]): p["series"] for p in panels}
     bars = found["Teacher interventions", "per cent of tasks"]
     mps = sources["mps"]
@@ -291,7 +294,7 @@ def test_no_console_error_and_no_injection(page):
 
 
 def test_filters(page, run_dir):
-    sources = evaluate.collect(run_dir)[2]
+    sources = collect(run_dir)[2]
     total = sum(map(len, sources.values()))
     shown = count(page)
     assert shown == min(total, 1000)
@@ -354,10 +357,9 @@ def test_thousand_long_trajectories_stay_small(browser, tmp_path):
 
 
 def test_texts_are_cut_until_the_page_is_small_enough():
-    from plumbing.report import pack
     rng = random.Random(0)
-    text = lambda: "".join(rng.choices("abcdefghijklmnop", k=20_000))
-    long = [dict(messages=[dict(content=text())]) for _ in range(600)]
+    texts = ["".join(rng.choices("abcdefghijklmnop", k=20_000)) for _ in range(600)]
+    long = [dict(messages=[dict(content=text)]) for text in texts]
     packed, characters = pack(long, 20_000)
     assert len(packed) <= 4.5e6 and 5_000 <= characters < 20_000
     assert pack(long[:10], 20_000)[1] == 20_000
@@ -373,7 +375,7 @@ def test_many_arms_and_growing_data(browser, tmp_path):
         scored = dict(group="eval", run=0, metric="judge", verdict="right")
         predictions = [p | scored | dict(score=float(p["correct"])) for p in predictions]
         write(f"{tmp_path}/eval/{stage}-greedy/predictions.jsonl", predictions)
-        rows = evaluate.result_rows(predictions)
+        rows = result_rows(predictions)
         with open(f"{tmp_path}/eval/{stage}-greedy/results.json", "w") as f:
             json.dump(dict(name=f"{stage}-greedy", model=stage, decoding="greedy", sampling="greedy", runs=1,
                            rows=rows), f)
@@ -388,7 +390,7 @@ def test_many_arms_and_growing_data(browser, tmp_path):
 
 
 def test_report_of_an_empty_folder_is_one_sentence(tmp_path):
-    with pytest.raises(evaluate.judge.InputError, match="holds no bc.jsonl"):
+    with pytest.raises(InputError, match="holds no bc.jsonl"):
         report(tmp_path)
 
 
