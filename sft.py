@@ -1,4 +1,4 @@
-"""Stages 1 and 3: supervised fine-tuning on trajectories, with loss on what the policy writes alone.
+"""Stages 1 and 3: supervised fine-tuning on trajectories, with loss only on the policy's own tokens.
 
   trajectories (JSON lines with `messages`) + a Hugging Face checkpoint  ->  a Hugging Face checkpoint
 
@@ -7,11 +7,11 @@ carry loss; the question and the observations are context. The mean is over all 
 batch, on all ranks.
 
 Differences from the paper: learning rate, schedule and warm-up are those of the authors' release;
-trajectories are packed into rows without padding (assets/attention.py), which changes no result.
+trajectories are packed into rows without padding (plumbing/packing.py), which changes no result.
 
   laptop:  python sft.py --model ckpt/init --data bc.jsonl --out ckpt/bc --dtype fp32 \\
              --lr 3e-3 --batch 16 --steps 400
-  1 GPU:   python sft.py --model Qwen/Qwen2.5-1.5B-Instruct --data bc.jsonl --out ckpt/bc 
+  1 GPU:   python sft.py --model Qwen/Qwen2.5-1.5B-Instruct --data bc.jsonl --out ckpt/bc
   8 GPUs:  torchrun --nproc_per_node 8 sft.py --model Qwen/Qwen2.5-7B-Instruct --data bc.jsonl \\
              --out ckpt/bc --zero 3 --checkpointing
   look:    python sft.py --model … --data bc.jsonl --out - --show 2     (trained tokens in green)
@@ -22,25 +22,27 @@ import argparse
 import itertools
 import math
 import os
-import shutil
 import sys
 import time
 import zlib
+from collections.abc import Callable
+from typing import Any
 
 import torch
+from torch import Tensor
 from tqdm import tqdm
 
-from env import Chat
-from plumbing.checkpoints import load_state, save_model, save_state
-from plumbing.cli import Help, InputError, add_training_flags, cli
+from env import Chat, load_chat
+from plumbing.checkpoints import load_state, remove_state, save_model, save_state
+from plumbing.cli import Help, InputError, cli, training_flags
 from plumbing.models import load_policy, matmul_rate, model_flops
-from plumbing.packing import collate, fill_rows, marked, pack_examples
-from plumbing.records import append_jsonl, open_metrics, read_jsonl, save_args
-from plumbing.trainer import (deepspeed_engine, optimizer_step, permutation, start_distributed, start_wandb,
-                              sum_over_ranks)
+from plumbing.packing import NOTHING, Batch, Example, fill_rows, pack_examples, pad_examples
+from plumbing.ranks import start_distributed, sum_over_ranks
+from plumbing.records import Record, read_jsonl, save_args
+from plumbing.trainer import Metrics, make_trainer, optimizer_step, shuffled
 
 
-def parse_args(argv=None):
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     p = argparse.ArgumentParser(description=__doc__, formatter_class=Help)
     g = p.add_argument_group("files")
     g.add_argument("--model", required=True, help="Hugging Face folder or hub name to start from")
@@ -57,100 +59,26 @@ def parse_args(argv=None):
     g.add_argument("--lr", type=float, default=7e-6, help="peak learning rate")
     g.add_argument("--warmup", type=float, default=0.1,
                    help="share of the steps with a rising learning rate; cosine to 0 after")
-    g.add_argument("--pack", action=argparse.BooleanOptionalAction, default=True,
-                   help="rows without padding; otherwise padded sequences")
-    g.add_argument("--row-tokens", type=int, default=4096,
-                   help="tokens per forward pass and rank, for --pack; changes memory, not results")
-    add_training_flags(g)
     g.add_argument("--max-tokens", type=int, default=4096, help="longest trajectory")
     g.add_argument("--overlong", choices=["drop", "cut"], default="drop",
                    help="longer ones are counted and dropped, or cut after their last step that fits")
-    g.add_argument("--save-every", type=int, default=200, help="steps between saved states")
-    g.add_argument("--wandb", metavar="PROJECT", help="also log to this project of Weights & Biases")
+    training_flags(g, row_tokens=4096, save_every=200)
     return p.parse_args(argv)
 
 
-# ---- examples ----
+# ---- the loss ----
 
-def encode(tokenizer, messages, max_tokens):
-    """-> input_ids, loss_mask (length T): 1 on thoughts, code, end-of-turn; 0 on question, observations.
+def bc_loss(logps: Tensor, tokens: int) -> Tensor:
+    """Equation 1 of the paper, behaviour cloning: the mean of -log pi over the policy's own tokens.
 
-    Raises ValueError for more than max_tokens tokens, or a chat template that does not keep the messages
-    as they are.
+    logps (N,): log-probs only of those tokens: thoughts, code and ends of turns. The question and the
+    observations are part of what they are conditioned on, and nowhere in the sum. tokens: how many of them
+    the *global* batch has, so that the losses of all micro-batches and ranks add up to the mean.
     """
-    ids, mask = (tokenizer if isinstance(tokenizer, Chat) else Chat(tokenizer)).encode(messages)
-    if len(ids) > max_tokens:
-        raise ValueError(f"{len(ids)} tokens, more than {max_tokens}")
-    return ids, mask
+    return -logps.sum() / tokens
 
 
-def load_examples(paths, tokenizer, max_tokens, overlong="drop", log=print):
-    """-> [(input_ids, loss_mask)]; over-long ones are dropped or cut, other faults raise InputError."""
-    chat, examples, long = Chat(tokenizer), [], 0
-    for path in paths:
-        for line, record in read_jsonl(path):
-            roles = [m.get("role") for m in record.get("messages") or []
-                     if isinstance(m, dict) and isinstance(m.get("content"), str)]
-            if roles[:2] != ["user", "assistant"] or any(a == b for a, b in zip(roles, roles[1:])):
-                raise InputError(f"{path}, line {line}: field `messages` must be turns of user and assistant "
-                                 "in alternation")
-            try:
-                ids, mask = chat.encode(record["messages"])
-            except ValueError as error:
-                raise InputError(f"{path}, line {line}: field `messages`: {error}") from None
-            if len(ids) > max_tokens:
-                long, end = long + 1, last_step(mask, max_tokens) if overlong == "cut" else 0
-                ids, mask = ids[:end], mask[:end]
-            if ids:
-                examples.append((ids, mask))
-    examples.sort(key=lambda e: zlib.crc32(bytes(str(e[0]), "ascii")))   # whatever the order of the lines
-    if not examples:
-        raise InputError(f"{', '.join(paths)}: no trajectory to train on "
-                         f"({long} longer than {max_tokens} tokens)")
-    log(f"{', '.join(paths)}: {len(examples)} trajectories, {sum(map(tokens_with_loss, examples)):,} trained "
-        f"tokens; {long} too long, {'cut after a step or ' if overlong == 'cut' else ''}dropped")
-    return examples
-
-
-def last_step(mask, max_tokens):
-    """Where the last step ends that fits whole; 0 if none does. [0 0 1 1 0 1 1], 6 -> 4"""
-    return max((t for t in range(1, max_tokens + 1) if mask[t - 1] > mask[t]), default=0)
-
-
-def tokens_with_loss(example):
-    return sum(example[1][1:])
-
-
-def show(args):
-    """Print examples as the model sees them, the tokens it is trained on in green."""
-    import transformers
-    try:
-        tokenizer = transformers.AutoTokenizer.from_pretrained(args.model)
-        examples = load_examples(args.data, tokenizer, args.max_tokens, args.overlong)
-    except (OSError, ValueError) as error:
-        raise InputError(f"cannot use the model {args.model!r}: {error}") from None
-    for ids, mask in examples[:args.show]:
-        print(f"---- {len(ids)} tokens, {tokens_with_loss((ids, mask))} of them trained")
-        for trained, run in itertools.groupby(zip(ids, mask), key=lambda pair: pair[1]):
-            text = tokenizer.decode([token for token, _ in run])
-            print(f"\x1b[32m{text}\x1b[0m" if trained else text, end="")
-        print()
-
-
-def micro_batches(examples, rank, world, args, device):
-    """This rank's share of a batch -> [(inputs, predict, target)], equally many on every rank."""
-    if args.pack:
-        rows = fill_rows([len(ids) for ids, _ in examples], args.row_tokens, world)
-        return [pack_examples([examples[i] for i in row] or [([0], [0])], device) for row in rows[rank::world]]
-    examples, wave, micro = sorted(examples, key=lambda e: len(e[0])), world * args.micro_batch, []
-    for i in range(0, len(examples), wave):                                # neighbours have similar lengths
-        batch = collate(examples[i:i + wave][rank::world], 1)
-        ids, attention, loss = (x.to(device) for x in batch)
-        micro.append((dict(input_ids=ids, attention_mask=attention), *marked(ids, loss)))
-    return micro
-
-
-def learning_rate(step, steps, peak, warmup):
+def learning_rate(step: int, steps: int, peak: float, warmup: float) -> float:
     """Linear over the first `warmup` share of the steps, then cosine to 0; `step` counts from 0."""
     rise = max(1, round(warmup * steps))
     if step < rise:
@@ -158,25 +86,136 @@ def learning_rate(step, steps, peak, warmup):
     return peak * 0.5 * (1 + math.cos(math.pi * (step - rise) / max(1, steps - rise)))
 
 
-# ---- DeepSpeed: also used by grpo_short.py ----
+# ---- examples ----
+
+def encode(tokenizer: Any, messages: list[dict[str, str]], max_tokens: int) -> Example:
+    """-> input_ids, loss_mask (length T): 1 on thoughts, code, end-of-turn; 0 on question, observations.
+
+    The mask is made by `Chat.encode`. Raises ValueError for more than max_tokens tokens, or for a chat
+    template that does not keep the messages as they are.
+    """
+    ids, mask = Chat(tokenizer).encode(messages)
+    if len(ids) > max_tokens:
+        raise ValueError(f"{len(ids)} tokens, more than {max_tokens}")
+    return ids, mask
+
+
+def load_examples(paths: list[str], chat: Chat, max_tokens: int, overlong: str = "drop",
+                  log: Callable[[str], None] = print) -> list[Example]:
+    """-> [(input_ids, loss_mask)]; over-long ones are dropped or cut, other faults raise InputError."""
+    examples = []
+    long = 0
+    for path in paths:
+        for line, record in read_jsonl(path):
+            if not alternates(record):
+                raise InputError(f"{path}, line {line}: field `messages` must be turns of user and assistant "
+                                 "in alternation")
+            try:
+                ids, mask = chat.encode(record["messages"])
+            except ValueError as error:
+                raise InputError(f"{path}, line {line}: field `messages`: {error}") from None
+            if len(ids) > max_tokens:
+                long += 1
+                end = last_step(mask, max_tokens) if overlong == "cut" else 0
+                ids = ids[:end]
+                mask = mask[:end]
+            if ids:
+                examples.append((ids, mask))
+    if not examples:
+        raise InputError(f"{', '.join(paths)}: no trajectory to train on "
+                         f"({long} longer than {max_tokens} tokens)")
+    examples.sort(key=lambda e: zlib.crc32(bytes(str(e[0]), "ascii")))   # whatever the order of the lines
+    fate = "cut after a step or dropped" if overlong == "cut" else "dropped"
+    log(f"{', '.join(paths)}: {len(examples)} trajectories, {trained_tokens(examples):,} trained tokens; "
+        f"{long} too long, {fate}")
+    return examples
+
+
+def alternates(record: Record) -> bool:
+    """Whether a record's messages are texts of user and assistant in alternation, the user first."""
+    roles = []
+    for message in record.get("messages") or []:
+        if isinstance(message, dict) and isinstance(message.get("content"), str):
+            roles.append(message.get("role"))
+    return roles[:2] == ["user", "assistant"] and all(a != b for a, b in itertools.pairwise(roles))
+
+
+def last_step(mask: list[int], max_tokens: int) -> int:
+    """Where the last step ends that fits whole; 0 if none does. [0 0 1 1 0 1 1], 6 -> 4"""
+    return max((t for t in range(1, max_tokens + 1) if mask[t - 1] > mask[t]), default=0)
+
+
+def trained_tokens(examples: list[Example]) -> int:
+    """Tokens with loss; nothing predicts the first one of an example."""
+    return sum(sum(mask[1:]) for _, mask in examples)
+
+
+def show(args: argparse.Namespace) -> None:
+    """Print examples as the model sees them, the tokens it is trained on in green."""
+    chat = load_chat(args.model)
+    examples = load_examples(args.data, chat, args.max_tokens, args.overlong)
+    for ids, mask in examples[:args.show]:
+        print(f"---- {len(ids)} tokens, {trained_tokens([(ids, mask)])} of them trained")
+        for trained, run in itertools.groupby(zip(ids, mask), key=lambda pair: pair[1]):
+            text = chat.tokenizer.decode([token for token, _ in run])
+            print(f"\x1b[32m{text}\x1b[0m" if trained else text, end="")
+        print()
+
+
+# ---- batches ----
+
+def micro_batches(examples: list[Example], rank: int, world: int, args: argparse.Namespace,
+                  device: torch.device) -> list[Batch]:
+    """This rank's share of a batch -> [(inputs, predict, target)], equally many on every rank."""
+    micro = []
+    if args.pack:
+        rows = fill_rows([len(ids) for ids, _ in examples], args.row_tokens, world)
+        for row in rows[rank::world]:
+            micro.append(pack_examples([examples[i] for i in row] or [NOTHING], device))
+        return micro
+    examples = sorted(examples, key=lambda e: len(e[0]))                   # neighbours have similar lengths
+    wave = world * args.micro_batch
+    for i in range(0, len(examples), wave):
+        micro.append(pad_examples(examples[i:i + wave][rank::world], device))
+    return micro
+
+
+# ---- one update ----
+
+def update(trainer: Any, micro: list[Batch], tokens: int, lr: float) -> tuple[float, float]:
+    """One optimizer step on this rank's micro-batches -> loss of the global batch, gradient norm."""
+    sums = []                                              # of -log pi, one a micro-batch
+
+    def loss_of(inputs: dict, predict: Tensor, target: Tensor) -> Tensor:
+        logps = trainer(inputs, predict, target)           # (N,) the policy's own tokens
+        sums.append(-logps.detach().sum())
+        return bc_loss(logps, tokens)
+
+    norm = optimizer_step(trainer, micro, loss_of, lr)
+    total, = sum_over_ranks(float(sum(sums)))
+    return total / tokens, norm
 
 
 # ---- main ----
 
-def main(args):
+def main(args: argparse.Namespace) -> None:
     if args.show:
-        return show(args)
+        show(args)
+        return
     rank, world, device = start_distributed()
 
-    def log(text):
+    def log(text: str) -> None:
         if rank == 0:
             tqdm.write(text)                                               # above the bar
             sys.stdout.flush()
+
     if os.path.exists(os.path.join(args.out, "config.json")):
-        return log(f"{args.out} is finished already")
-    policy, tokenizer = load_policy(args.model, args)
-    load = lambda paths: load_examples(paths, tokenizer, args.max_tokens, args.overlong, log)
-    examples, val = load(args.data), load(args.val) if args.val else []
+        log(f"{args.out} is finished already")
+        return
+    chat = load_chat(args.model)
+    policy = load_policy(args.model, args)
+    examples = load_examples(args.data, chat, args.max_tokens, args.overlong, log)
+    val = load_examples(args.val, chat, args.max_tokens, args.overlong, log) if args.val else []
     steps = args.steps or math.ceil(args.epochs * len(examples) / args.batch)
     if args.batch % world:
         raise InputError(f"--batch {args.batch} is not a multiple of the {world} ranks")
@@ -184,63 +223,55 @@ def main(args):
         f"{steps * args.batch / len(examples):.2f} epochs")
     flops = model_flops(policy.model, args.lora_rank)
     limit = world * matmul_rate(device, torch.bfloat16 if args.dtype == "bf16" else torch.float32)
-    engine = deepspeed_engine(policy, args)
-    done = load_state(engine, args.out).get("step", 0)
-    metrics = open_metrics(args.out, done) if rank == 0 else None
-    publish = start_wandb(args) if rank == 0 and args.wandb else lambda row: None
+    trainer = make_trainer(policy, args)
+    done = load_state(trainer, args.out).get("step", 0)
     if rank == 0:
         save_args(args, os.path.join(args.out, "args.json"))
+    metrics = Metrics(args, rank, done)
     bar = tqdm(total=steps, initial=done, unit="step", disable=None if rank == 0 else True)
 
-    # ---- data order: a fresh permutation an epoch, the same for every number of ranks ----
-    def batch_at(step):
-        batch = []
-        for i in range(step * args.batch, (step + 1) * args.batch):
-            epoch, at = divmod(i, len(examples))
-            batch.append(examples[permutation(len(examples), args.seed, epoch)[at]])
-        return batch
-
     for step in range(done, steps):
-        start, batch = time.time(), batch_at(step)
-        tokens, total = max(1, sum(map(tokens_with_loss, batch))), torch.zeros((), device=device)
-
-        def loss_of(inputs, predict, target):
-            nonlocal total
-            logps = engine(inputs, predict, target)
-            total -= logps.detach().sum()
-            return -logps.sum() / tokens
+        start = time.time()
+        batch = shuffled(examples, range(step * args.batch, (step + 1) * args.batch), args.seed)
+        tokens = max(1, trained_tokens(batch))
         lr = learning_rate(step, steps, args.lr, args.warmup)
-        norm = optimizer_step(engine, micro_batches(batch, rank, world, args, device), loss_of, lr)
-        loss, = sum_over_ranks(float(total))
+        loss, norm = update(trainer, micro_batches(batch, rank, world, args, device), tokens, lr)
         seconds = time.time() - start
-        row = dict(step=step + 1, loss=loss / tokens, lr=lr, grad_norm=norm, tokens=tokens,
-                   tokens_per_s=tokens / seconds, utilisation=flops(batch) / seconds / limit)
+        row = {"step": step + 1, "loss": loss, "lr": lr, "grad_norm": norm, "tokens": tokens,
+               "tokens_per_s": tokens / seconds, "utilisation": flops(batch) / seconds / limit}
         if val and ((step + 1) % args.val_every == 0 or step + 1 == steps):
-            row["val_loss"] = mean_loss(engine, micro_batches(val, rank, world, args, device), val)
-        if rank == 0:
-            append_jsonl(metrics, row)
-            publish(row)
-            bar.update()
-            bar.set_postfix_str(f"loss {row['loss']:.3f}, {row['tokens_per_s']:.0f} trained tokens/s, "
-                                f"{row['utilisation']:.0%} of matmul rate")
+            row["val_loss"] = mean_loss(trainer, micro_batches(val, rank, world, args, device), val)
+        metrics.write(row)
+        bar.update()
+        bar.set_postfix_str(f"loss {row['loss']:.3f}, {row['tokens_per_s']:.0f} trained tokens/s, "
+                            f"{row['utilisation']:.0%} of matmul rate")
         if (step + 1) % max(1, steps // 20) == 0 or "val_loss" in row:
-            log(f"step {step + 1}/{steps}  loss {row['loss']:.4f}  lr {lr:.2e}  grad norm {norm:.2f}  "
-                f"{row['tokens_per_s']:.0f} trained tokens/s"
-                + (f"  val loss {row['val_loss']:.4f}" if "val_loss" in row else ""))
+            log(log_line(row, steps))
         if (step + 1) % args.save_every == 0 and step + 1 < steps:
-            save_state(engine, args.out, step + 1)
-    save_model(engine, tokenizer, args.out)
-    if rank == 0:
-        shutil.rmtree(os.path.join(args.out, "state"), ignore_errors=True)
+            save_state(trainer, args.out, step + 1)
+
+    save_model(trainer, chat.tokenizer, args.out)
+    remove_state(args.out)
     bar.close()
     log(f"{args.out}: trained")
 
 
-def mean_loss(engine, micro, examples):
+def log_line(row: Record, steps: int) -> str:
+    """A row of metrics as a line for the terminal."""
+    line = (f"step {row['step']}/{steps}  loss {row['loss']:.4f}  lr {row['lr']:.2e}  "
+            f"grad norm {row['grad_norm']:.2f}  {row['tokens_per_s']:.0f} trained tokens/s")
+    if "val_loss" in row:
+        line += f"  val loss {row['val_loss']:.4f}"
+    return line
+
+
+def mean_loss(trainer: Any, micro: list[Batch], examples: list[Example]) -> float:
     """Loss per token over all ranks, without a gradient."""
+    total = 0.0
     with torch.no_grad():
-        total = sum(-float(engine(*batch).sum()) for batch in micro)
-    return sum_over_ranks(total)[0] / max(1, sum(map(tokens_with_loss, examples)))
+        for batch in micro:
+            total -= float(trainer(*batch).sum())
+    return sum_over_ranks(total)[0] / max(1, trained_tokens(examples))
 
 
 if __name__ == "__main__":

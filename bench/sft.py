@@ -99,18 +99,20 @@ def run_ours(folder, pack, args):
     import torch
 
     import sft
+    from plumbing.models import load_policy, model_flops
+    from plumbing.ranks import start_distributed
+    from plumbing.trainer import make_trainer
     flags = sft.parse_args(["--model", folder, "--data", "-", "--out", "-", "--dtype", "fp32", "--lr", "1e-4",
                             "--pack" if pack else "--no-pack"])
-    _, _, device = sft.start_distributed()
+    _, _, device = start_distributed()
     torch.set_num_threads(args.threads)
-    policy, _ = sft.load_policy(folder, flags)
-    flops, data = sft.model_flops(policy.model, 0), trajectories()
-    engine, meter = sft.deepspeed_engine(policy, flags), Meter()
+    policy = load_policy(folder, flags)
+    flops, data = model_flops(policy.model, 0), trajectories()
+    trainer, meter = make_trainer(policy, flags), Meter()
     for step in range(args.steps + 1):
         batch = data[step * args.batch:(step + 1) * args.batch]
-        tokens, start = sum(map(sft.tokens_with_loss, batch)), time.process_time()
-        sft.optimizer_step(engine, sft.micro_batches(batch, 0, 1, flags, device),
-                           lambda *what: -engine(*what).sum() / tokens, 1e-4)
+        tokens, start = sft.trained_tokens(batch), time.process_time()
+        sft.update(trainer, sft.micro_batches(batch, 0, 1, flags, device), tokens, 1e-4)
         if step:
             meter.seconds += time.process_time() - start
             meter.tokens += sum(len(ids) for ids, _ in batch)
@@ -126,7 +128,7 @@ def run_trl(folder, pack, args):
     import trl
     torch.set_num_threads(args.threads)
     model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
-    from assets.speed import model_flops
+    from plumbing.models import model_flops
     flops, data = model_flops(model, 0), trajectories()
     rows = [dict(input_ids=ids, assistant_masks=mask) for ids, mask in data[:args.batch * (args.steps + 1)]]
     per_step = 1

@@ -5,14 +5,23 @@ parent, to all of the parent (and of the parent's parent …). Trajectories of s
 segments without parents; a group of GRPO is [prefix, r_1 … r_G], the prefix every r's parent.
 
 No T x T square is made. On CUDA in half precision one call of flash-attention does a row (the keys of a
-shared prefix are gathered for each child).
-Elsewhere SDPA, one call for all segments with prefixes of one length and similar lengths of their own.
+shared prefix are gathered for each child). Elsewhere SDPA: one call for all segments with prefixes of one
+length and similar lengths of their own.
 """
 import functools
 import itertools
+from typing import Any, NamedTuple
 
 import torch
+from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
+
+
+class Call(NamedTuple):
+    """n segments that one call of SDPA does together, by the indices of their tokens in the row."""
+    queries: Tensor           # (n, L)
+    keys: Tensor              # (n, P + L): the prefix, then the segment itself
+    mask: Tensor | None       # (L, P + L), True where a query sees a key; None: plainly causal
 
 
 class Segments:
@@ -22,115 +31,182 @@ class Segments:
     token that predicts each token, [-1 0 1 | 2 3 | 2 5], -1 for none. A parent stands before its children.
     """
 
-    def __init__(self, lengths, parents=None, device="cpu", backend=None):
+    def __init__(self, lengths: list[int], parents: list[int | None] | None = None,
+                 device: torch.device | str = "cpu") -> None:
         parents = parents or [None] * len(lengths)
-        ordered = all(p is None or 0 <= p < i for i, p in enumerate(parents))
-        if not ordered or min(lengths, default=0) < 1:
-            raise ValueError("segments need at least one token each, and parents that stand before them")
-        self.device, self.backend = device, backend
+        for i, parent in enumerate(parents):
+            if parent is not None and not 0 <= parent < i:
+                raise ValueError("a segment's parent has to stand before it")
+        if min(lengths, default=0) < 1:
+            raise ValueError("segments need at least one token each")
+        self.device = device
+        self.lengths = lengths
         self.starts = [0, *itertools.accumulate(lengths)]
-        self.above, positions, before = [], [], []                   # above: the indices of all ancestors
-        for i, (n, parent) in enumerate(zip(lengths, parents)):
+        self.ancestors: list[list[int]] = []
+        self.prefix_lengths: list[int] = []
+        positions = []
+        before = []
+        for i, (length, parent) in enumerate(zip(lengths, parents)):
             start = self.starts[i]
-            self.above.append([] if parent is None else self.above[parent] + [parent])
-            prefix = sum(lengths[a] for a in self.above[i])
-            positions.append(torch.arange(prefix, prefix + n))
-            before.append(torch.arange(start - 1, start + n - 1))
-            before[-1][0] = -1 if parent is None else self.starts[parent + 1] - 1
-        self.lengths, self.prefixes = lengths, [int(p[0]) for p in positions]
+            ancestors = []
+            first_sees = -1                                # who predicts the segment's first token
+            if parent is not None:
+                ancestors = self.ancestors[parent] + [parent]
+                first_sees = self.starts[parent + 1] - 1
+            prefix_length = sum(lengths[a] for a in ancestors)
+            self.ancestors.append(ancestors)
+            self.prefix_lengths.append(prefix_length)
+            positions.append(torch.arange(prefix_length, prefix_length + length))
+            before.append(torch.tensor([first_sees]))
+            before.append(torch.arange(start, start + length - 1))
         self.position_ids = torch.cat(positions)[None].to(device)          # (1, T)
         self.before = torch.cat(before).to(device)                         # (T,)
 
-    def span(self, i):
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest segment together with its prefix."""
+        return max(map(sum, zip(self.lengths, self.prefix_lengths)))
+
+    def span(self, i: int) -> Tensor:
+        """Indices of the tokens of segment i."""
         return torch.arange(self.starts[i], self.starts[i + 1])
 
-    def prefix(self, i):
-        return torch.cat([self.span(a) for a in self.above[i]] or [torch.arange(0)])
+    def prefix(self, i: int) -> Tensor:
+        """Indices of the tokens of all its ancestors."""
+        return torch.cat([torch.arange(0), *map(self.span, self.ancestors[i])])
 
     @functools.cached_property
-    def calls(self):
-        """For SDPA -> [(queries (n, L), keys (n, P + L), mask or None for causal)], order (T,).
+    def calls(self) -> tuple[list[Call], Tensor]:
+        """For SDPA -> the calls, and for each of the T tokens where it stands among their outputs.
 
         The n segments of a call are padded to the longest with their own last token: no earlier token sees
-        it, and `order` finds each token's output among those of all calls, so the copies get no gradient.
+        it, and its output is never read, so the copies get no gradient.
         """
-        calls, order, done = [], torch.empty(self.starts[-1], dtype=torch.long), 0
-        waiting = sorted(range(len(self.lengths)), key=lambda i: (self.prefixes[i], self.lengths[i]))
+        calls = []
+        order = torch.empty(self.starts[-1], dtype=torch.long)             # (T,)
+        done = 0                                           # outputs of the calls so far
+        waiting = sorted(range(len(self.lengths)), key=lambda i: (self.prefix_lengths[i], self.lengths[i]))
         while waiting:
             longest = waiting[-1]
-            P, L = self.prefixes[longest], self.lengths[longest]
-            alike = [i for i in waiting if self.prefixes[i] == P and
-                     (4 * self.lengths[i] >= 3 * L or L - self.lengths[i] <= 64)]
+            P = self.prefix_lengths[longest]
+            L = self.lengths[longest]
+            alike = [i for i in waiting if self.prefix_lengths[i] == P and close(self.lengths[i], L)]
             waiting = waiting[:-len(alike)]
             queries = torch.stack([torch.arange(L).clamp(max=self.lengths[i] - 1) + self.starts[i]
                                    for i in alike])
             keys = torch.cat([torch.stack([self.prefix(i) for i in alike]), queries], 1)
-            mask = torch.ones(L, P + L, dtype=torch.bool).tril(P).to(self.device) if P else None
+            mask = None
+            if P:
+                mask = torch.ones(L, P + L, dtype=torch.bool).tril(P).to(self.device)
             for row, i in enumerate(alike):
                 order[self.span(i)] = torch.arange(self.lengths[i]) + done + row * L
-            calls.append((queries.to(self.device), keys.to(self.device), mask))
+            calls.append(Call(queries.to(self.device), keys.to(self.device), mask))
             done += queries.numel()
         return calls, order.to(self.device)
 
     @functools.cached_property
-    def cumulative(self):
-        """For flash-attention -> indices of the keys (None: the row), cu_seqlens of queries and of keys."""
-        keys = torch.cat([torch.cat([self.prefix(i), self.span(i)]) for i in range(len(self.lengths))])
-        ends = torch.tensor([[0, *itertools.accumulate(self.lengths)],
-                             [0, *itertools.accumulate(map(sum, zip(self.lengths, self.prefixes)))]])
-        return keys.to(self.device) if any(self.prefixes) else None, *ends.int().to(self.device)
+    def cumulative(self) -> tuple[Tensor | None, Tensor, Tensor]:
+        """For flash-attention -> indices of the keys (None: the whole row), ends of queries, ends of keys."""
+        keys = None
+        if any(self.prefix_lengths):
+            parts = [torch.cat([self.prefix(i), self.span(i)]) for i in range(len(self.lengths))]
+            keys = torch.cat(parts).to(self.device)
+        seen = map(sum, zip(self.lengths, self.prefix_lengths))            # keys of each segment
+        ends_of_queries = torch.tensor([0, *itertools.accumulate(self.lengths)], dtype=torch.int32)
+        ends_of_keys = torch.tensor([0, *itertools.accumulate(seen)], dtype=torch.int32)
+        return keys, ends_of_queries.to(self.device), ends_of_keys.to(self.device)
 
 
-def attend(module, query, key, value, attention_mask, segments=None, scaling=None, dropout=0.0,
-           sliding_window=None, **kwargs):
+def close(length: int, longest: int) -> bool:
+    """Whether padding a segment to the longest wastes less than another call would."""
+    return 4 * length >= 3 * longest or longest - length <= 64
+
+
+# ---- the attention function that Transformers calls in every layer ----
+
+def attend(module: torch.nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None,
+           segments: Segments | None = None, scaling: float | None = None, dropout: float = 0.0,
+           sliding_window: int | None = None, **kwargs: Any) -> tuple[Tensor, None]:
     """Transformers' attention interface: query (B, H, T, D), key and value (B, Hkv, T, D) -> (B, T, H, D)."""
-    shared = query.shape[1] // key.shape[1]                # heads of queries that see the same keys
-    if segments is None and query.shape[2] == 1 and shared > 1:            # they become queries of one head,
-        q = query.reshape(len(query), key.shape[1], shared, -1)            # no key or value is repeated
-        out = scaled_dot_product_attention(q, key, value, attention_mask, scale=scaling)
-        return out.reshape(len(query), 1, query.shape[1], -1), None
-    if segments is None:
-        from transformers.integrations.sdpa_attention import sdpa_attention_forward
-        return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling,
-                                      dropout=dropout, sliding_window=sliding_window, **kwargs)
-    span = max(map(sum, zip(segments.lengths, segments.prefixes)))
-    if dropout or sliding_window is not None and span > sliding_window:
-        raise ValueError("packed rows know no attention dropout and no sliding window shorter than a "
-                         "trajectory; give --no-pack")
-    half = query.is_cuda and query.dtype != torch.float32
-    backend = segments.backend or ("flash" if half else "sdpa")
-    q, k, v = (x[0].transpose(0, 1) for x in (query, key, value))                         # (T, H, D)
-    if backend == "flash":
-        from torch.nn.attention.varlen import varlen_attn
-        keys, of_queries, of_keys = segments.cumulative
-        k, v = (x if keys is None else x[keys] for x in (k, v))
-        out = varlen_attn(q, k, v, of_queries, of_keys, max(segments.lengths), span, scale=scaling,
-                          window_size=(-1, 0), enable_gqa=shared > 1)       # causal, aligned to the last key
-        return out[None], None
-    if shared > 1 and query.is_cuda:                       # under a mask, CUDA's SDPA wants equal heads
-        k, v = (x.repeat_interleave(shared, 1) for x in (k, v))
+    if segments is not None:
+        if dropout or (sliding_window is not None and segments.longest > sliding_window):
+            raise ValueError("packed rows know no attention dropout and no sliding window shorter than a "
+                             "trajectory; give --no-pack")
+        q, k, v = (x[0].transpose(0, 1) for x in (query, key, value))      # (T, H, D)
+        if query.is_cuda and query.dtype != torch.float32:
+            return attend_flash(q, k, v, segments, scaling)[None], None
+        return attend_sdpa(q, k, v, segments, scaling)[None], None
+    if query.shape[2] == 1 and query.shape[1] > key.shape[1]:
+        return attend_column(query, key, value, attention_mask, scaling), None
+    from transformers.integrations.sdpa_attention import sdpa_attention_forward
+    return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling,
+                                  dropout=dropout, sliding_window=sliding_window, **kwargs)
+
+
+def attend_column(query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None,
+                  scaling: float | None) -> Tensor:
+    """Decoding, one query a row: (B, H, 1, D) -> (B, 1, H, D).
+
+    Heads that share their keys become queries of one head, so that no key or value is repeated.
+    """
+    B, H, _, D = query.shape
+    shared = query.reshape(B, key.shape[1], H // key.shape[1], D)
+    out = scaled_dot_product_attention(shared, key, value, attention_mask, scale=scaling)
+    return out.reshape(B, 1, H, D)
+
+
+def attend_flash(q: Tensor, k: Tensor, v: Tensor, segments: Segments, scaling: float | None) -> Tensor:
+    """q (T, H, D), k and v (T, Hkv, D) -> (T, H, D), by flash-attention."""
+    from torch.nn.attention.varlen import varlen_attn
+    keys, ends_of_queries, ends_of_keys = segments.cumulative
+    if keys is not None:
+        k = k[keys]
+        v = v[keys]
+    return varlen_attn(q, k, v, ends_of_queries, ends_of_keys, max(segments.lengths), segments.longest,
+                       scale=scaling, window_size=(-1, 0),                 # causal, aligned to the last key
+                       enable_gqa=q.shape[1] != k.shape[1])
+
+
+def attend_sdpa(q: Tensor, k: Tensor, v: Tensor, segments: Segments, scaling: float | None) -> Tensor:
+    """q (T, H, D), k and v (T, Hkv, D) -> (T, H, D), by PyTorch's scaled dot-product attention."""
+    if q.is_cuda and q.shape[1] != k.shape[1]:             # under a mask, CUDA's SDPA wants equal heads
+        shared = q.shape[1] // k.shape[1]
+        k = k.repeat_interleave(shared, 1)
+        v = v.repeat_interleave(shared, 1)
     calls, order = segments.calls
-    take = lambda x, index: x.index_select(0, index.flatten()).unflatten(0, index.shape).transpose(1, 2)
-    outs = [scaled_dot_product_attention(take(q, queries), take(k, keys), take(v, keys), mask, scale=scaling,
-                                         is_causal=mask is None, enable_gqa=k.shape[1] != q.shape[1])
-            for queries, keys, mask in calls]                              # (n, H, L, D) each
-    return torch.cat([o.transpose(1, 2).flatten(0, 1) for o in outs]).index_select(0, order)[None], None
+    outs = []
+    for queries, keys, mask in calls:
+        out = scaled_dot_product_attention(take(q, queries), take(k, keys), take(v, keys), mask,
+                                           is_causal=mask is None, scale=scaling,
+                                           enable_gqa=k.shape[1] != q.shape[1])
+        outs.append(out.transpose(1, 2).flatten(0, 1))                     # (n L, H, D)
+    return torch.cat(outs).index_select(0, order)
 
 
-def use_segments(model):
+def take(x: Tensor, index: Tensor) -> Tensor:
+    """x (T, H, D), index (n, L) -> (n, H, L, D)"""
+    return x.index_select(0, index.flatten()).unflatten(0, index.shape).transpose(1, 2)
+
+
+# ---- how a model gets it ----
+
+def use_segments(model: torch.nn.Module) -> None:
     """Let the model take packed rows (`segments=` and its position_ids); without, it computes what it did.
 
     A name without a mask function would get no padding mask at all, hence SDPA's is registered with it.
     """
-    from transformers import AttentionInterface            # takes seconds: not for --help or a wrong path
+    from transformers import AttentionInterface  # takes seconds: not for --help or a wrong path
     from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
     AttentionInterface.register("segments", attend)
     AttentionMaskInterface.register("segments", sdpa_mask)
     model.set_attn_implementation("segments")
 
 
-def packed_inputs(input_ids, segments):
-    """Tokens (T,) of a packed row -> the model's inputs. The 4-D mask says nothing: with it Transformers
-    builds none of its own, a T x T one for positions that restart (which it reads as packed documents)."""
-    return dict(input_ids=input_ids[None], position_ids=segments.position_ids, segments=segments,
-                attention_mask=torch.ones(1, 1, 1, 1, dtype=torch.bool, device=input_ids.device))
+def packed_inputs(input_ids: Tensor, segments: Segments) -> dict[str, Any]:
+    """Tokens (T,) of a packed row -> the model's inputs.
+
+    The 4-D mask says nothing: with it Transformers builds none of its own, which would be T x T for positions
+    that restart (it takes them for packed documents).
+    """
+    return {"input_ids": input_ids[None], "position_ids": segments.position_ids, "segments": segments,
+            "attention_mask": torch.ones(1, 1, 1, 1, dtype=torch.bool, device=input_ids.device)}

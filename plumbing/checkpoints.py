@@ -2,80 +2,114 @@
 import contextlib
 import os
 import shutil
+from collections.abc import Iterator
+from typing import Any
 
 import torch
+from torch import Tensor
 
 from plumbing.cli import InputError
 
 
 @contextlib.contextmanager
-def saving(path):
+def saving(path: str) -> Iterator[None]:
     """A disk that fills up ends the run in one sentence; what was saved before stays as it is."""
     try:
         yield
-    except (OSError, RuntimeError) as error:
+    except (OSError, RuntimeError) as error:               # RuntimeError: what torch.save raises then
         raise InputError(f"{path} could not be written, the last one that was is whole: {error}") from error
 
 
-def save_state(engine, out, step, **extra):
-    """Write what resuming needs to OUT/state/step-N; when whole, `latest` names it, the last one goes."""
-    folder, name = os.path.join(out, "state"), f"step-{step}"
+# ---- the state to resume from ----
+
+def save_state(trainer: Any, out: str, step: int, **extra: Any) -> None:
+    """Write what resuming needs to OUT/state/step-N; once whole, `latest` names it and the old one goes."""
+    folder = os.path.join(out, "state")
+    name = f"step-{step}"
     with saving(os.path.join(folder, name)):
-        engine.save_checkpoint(folder, tag=name, client_state=dict(step=step, **extra), save_latest=False)
+        trainer.save_checkpoint(folder, tag=name, client_state={"step": step, **extra}, save_latest=False)
         torch.distributed.barrier()
         if torch.distributed.get_rank() == 0:
-            with open(os.path.join(folder, "latest.part"), "w") as f:
-                f.write(name)
-            os.replace(f.name, os.path.join(folder, "latest"))
+            part = os.path.join(folder, "latest.part")
+            with open(part, "w") as file:
+                file.write(name)
+            os.replace(part, os.path.join(folder, "latest"))
             for old in os.listdir(folder):
                 if old.startswith("step-") and old != name:
                     shutil.rmtree(os.path.join(folder, old))
 
 
-def load_state(engine, out):
+def load_state(trainer: Any, out: str) -> dict[str, Any]:
     """-> what `save_state` was given, or {} for a fresh start."""
-    if not os.path.exists(os.path.join(out, "state", "latest")):
+    folder = os.path.join(out, "state")
+    if not os.path.exists(os.path.join(folder, "latest")):
         return {}
-    return engine.load_checkpoint(os.path.join(out, "state"))[1]
+    _, client_state = trainer.load_checkpoint(folder)
+    return client_state
 
 
-def full_weights(engine):
+def remove_state(out: str) -> None:
+    """A finished run needs no state."""
+    if torch.distributed.get_rank() == 0:
+        shutil.rmtree(os.path.join(out, "state"), ignore_errors=True)
+
+
+# ---- the trained model ----
+
+def full_weights(trainer: Any) -> Iterator[tuple[str, Tensor]]:
     """Yield (name, tensor) as Transformers and vLLM know them: gathered one by one under ZeRO-3, LoRA merged,
     tied embeddings under both names."""
     import deepspeed
-    model = engine.module.model
-    layers, named = dict(model.named_modules()), dict(model.named_parameters())
+    model = trainer.module.model
+    layers = dict(model.named_modules())
+    parameters = dict(model.named_parameters())
     if model.config.tie_word_embeddings:
-        named["lm_head.weight"] = model.get_input_embeddings().weight
-    for name, p in named.items():
-        layer = layers.get(name.removesuffix(".base_layer.weight"))         # not None: it has LoRA beside it
+        parameters["lm_head.weight"] = model.get_input_embeddings().weight
+    sharded = trainer.zero_optimization_stage() == 3
+    for name, p in parameters.items():
         if ".lora_" in name:
             continue
-        lora = [] if layer is None else [*layer.lora_A.parameters(), *layer.lora_B.parameters()]
-        with deepspeed.zero.GatheredParameters([p, *lora], enabled=engine.zero_optimization_stage() == 3):
-            yield (name.replace(".base_layer.", "."),
-                   p.detach() + layer.get_delta_weight("default").detach() if lora else p.detach())
+        lora_layer = None
+        low_rank = []
+        if name.endswith(".base_layer.weight"):            # LoRA's matrices stand beside it
+            lora_layer = layers[name.removesuffix(".base_layer.weight")]
+            low_rank = [*lora_layer.lora_A.parameters(), *lora_layer.lora_B.parameters()]
+        with deepspeed.zero.GatheredParameters([p, *low_rank], enabled=sharded):
+            weight = p.detach()
+            if lora_layer is not None:
+                weight = weight + lora_layer.get_delta_weight("default").detach()
+            yield name.replace(".base_layer.", "."), weight
 
 
-def save_model(engine, tokenizer, out):
-    """Write a Hugging Face folder beside OUT, move it there; config.json, the mark of a whole one, last."""
-    rank, part = torch.distributed.get_rank(), out.rstrip("/") + ".part"
-    weights = {name: p.cpu().clone() for name, p in full_weights(engine) if rank == 0}
+def save_model(trainer: Any, tokenizer: Any, out: str) -> None:
+    """Write a Hugging Face folder beside OUT, then move it there."""
+    rank = torch.distributed.get_rank()
+    weights = {}
+    for name, p in full_weights(trainer):                  # every rank takes part in the gathering
+        if rank == 0:
+            weights[name] = p.cpu().clone()
     if rank == 0:
-        model = engine.module.model
+        model = trainer.module.model
         if model.config.tie_word_embeddings:
             weights.pop("lm_head.weight")
+        part = out.rstrip("/") + ".part"
         with saving(out):
-            shutil.rmtree(part, ignore_errors=True)                         # of a run that was killed here
+            shutil.rmtree(part, ignore_errors=True)        # of a run that was killed here
             model.save_pretrained(part, state_dict=weights)
             tokenizer.save_pretrained(part)
-            if os.path.exists(os.path.join(out, "config.json")):            # an older one: they change places
-                os.rename(out, out + ".old")
-                os.rename(part, out)
-                shutil.rmtree(out + ".old")
-            else:
-                os.makedirs(out, exist_ok=True)
-                for name in sorted(os.listdir(part), key=lambda n: n == "config.json"):
-                    os.replace(os.path.join(part, name), os.path.join(out, name))
-                os.rmdir(part)
+            move_into_place(part, out)
     torch.distributed.barrier()
+
+
+def move_into_place(part: str, out: str) -> None:
+    """Put the files of a whole folder PART into OUT; config.json, the mark of a whole model, comes last."""
+    if os.path.exists(os.path.join(out, "config.json")):   # an older model: they change places
+        old = out.rstrip("/") + ".old"
+        os.rename(out, old)
+        os.rename(part, out)
+        shutil.rmtree(old)
+        return
+    os.makedirs(out, exist_ok=True)
+    for name in sorted(os.listdir(part), key=lambda n: n == "config.json"):
+        os.replace(os.path.join(part, name), os.path.join(out, name))
+    os.rmdir(part)

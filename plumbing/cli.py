@@ -1,4 +1,4 @@
-"""The command line of all scripts: errors that end in one sentence, --help, and the flags that scripts share."""
+"""The command line of all scripts: errors that end in one sentence, --help, and shared flags."""
 import argparse
 import sys
 from collections.abc import Callable
@@ -34,7 +34,7 @@ def cli(main: Callable[[argparse.Namespace], None], args: argparse.Namespace) ->
 
 # ---- flags of several scripts ----
 
-def add_teacher_flags(parser: argparse.ArgumentParser, required: bool = True) -> None:
+def teacher_flags(parser: argparse.ArgumentParser, required: bool = True) -> None:
     """The flags of every script that asks the teacher."""
     g = parser.add_argument_group("teacher")
     g.add_argument("--teacher-url", required=required, help="chat endpoint, as http://localhost:8000")
@@ -46,7 +46,7 @@ def add_teacher_flags(parser: argparse.ArgumentParser, required: bool = True) ->
     g.add_argument("--teacher-cache", help="SQLite file of replies; a restart then pays nothing twice")
 
 
-def add_env_flags(parser: argparse.ArgumentParser) -> None:
+def env_flags(parser: argparse.ArgumentParser) -> None:
     """The flags of every script that runs model-written code."""
     g = parser.add_argument_group("environment")
     g.add_argument("--search", help="web search: http:URL (Serper's JSON API, key in SEARCH_API_KEY) or "
@@ -59,7 +59,7 @@ def add_env_flags(parser: argparse.ArgumentParser) -> None:
                    help="have numpy and sympy loaded in every interpreter; without, starting one takes half")
 
 
-def add_sampling_flags(parser: argparse.ArgumentParser, temperature: float = 0.6, top_p: float = 0.95,
+def sampling_flags(parser: argparse.ArgumentParser, temperature: float = 0.6, top_p: float = 0.95,
                        top_k: int = 20) -> None:
     """The flags of every script in which the student acts."""
     g = parser.add_argument_group("rollouts")
@@ -80,14 +80,18 @@ def sampling_from_args(args: argparse.Namespace, salt: int = 0) -> dict[str, Any
             "seed": args.sampling_seed * 1_000_003 + salt}
 
 
-def add_training_flags(group: Any) -> None:
+def training_flags(group: Any, row_tokens: int, save_every: int) -> None:
     """The flags that sft.py and grpo_short.py share."""
     import torch
     dtype = "bf16" if torch.cuda.is_available() else "fp32"
     group.add_argument("--weight-decay", type=float, default=0.1, help="AdamW's weight decay")
     group.add_argument("--clip-grad", type=float, default=1.0, help="largest norm of the gradient")
+    group.add_argument("--pack", action=argparse.BooleanOptionalAction, default=True,
+                       help="rows without padding, a shared prefix in them once; otherwise padded rows")
+    group.add_argument("--row-tokens", type=int, default=row_tokens,
+                       help="tokens per forward pass and rank, for --pack; changes memory, not results")
     group.add_argument("--micro-batch", type=int, default=8,
-                       help="padded sequences per forward pass and rank (--no-pack); changes memory, not results")
+                       help="padded rows per forward pass, for --no-pack; changes memory, not results")
     group.add_argument("--dtype", choices=["bf16", "fp32"], default=dtype,
                        help="of the forward pass; weights and optimizer are fp32")
     group.add_argument("--zero", type=int, choices=[0, 1, 2, 3], default=0,
@@ -99,3 +103,8 @@ def add_training_flags(group: Any) -> None:
     group.add_argument("--checkpointing", action=argparse.BooleanOptionalAction, default=False,
                        help="recompute activations in the backward pass: less memory, a third more time")
     group.add_argument("--seed", type=int, default=0, help="order of the data, start of the LoRA weights")
+    group.add_argument("--save-every", type=int, default=save_every, help="steps between saved states")
+    group.add_argument("--wandb", metavar="PROJECT", help="also log to this project of Weights & Biases")
+
+
+add_env_flags, add_sampling_flags, add_teacher_flags = env_flags, sampling_flags, teacher_flags  # TEMPORARY

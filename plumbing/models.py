@@ -1,17 +1,21 @@
 """Loading a model, and the model as this project uses it: tokens in, log-probs of the marked tokens out."""
+import argparse
 import contextlib
 import os
 import time
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import torch
+from torch import Tensor
 
 from plumbing.attention import use_segments
 from plumbing.cli import InputError
-from plumbing.packing import pack_examples
+from plumbing.packing import Example, pack_examples, pad_examples
 
 
 @contextlib.contextmanager
-def named_on_error(path):
+def named_on_error(path: str) -> Iterator[None]:
     """What Transformers says of a folder that holds no chat model, in one line that names it."""
     try:
         yield
@@ -19,66 +23,69 @@ def named_on_error(path):
         raise InputError(f"cannot use the model {path!r}: {' '.join(str(error).split())[:300]}") from None
 
 
-def load_model(path, dtype):
-    """-> model on this rank's device, tokenizer. Raises InputError for anything that is no chat model."""
-    import torch
+def load_model(path: str, dtype: torch.dtype | str) -> torch.nn.Module:
+    """The causal language model of a folder or hub name, on this rank's device. Raises InputError."""
     import transformers
     transformers.utils.logging.disable_progress_bar()
     with named_on_error(path):
-        tokenizer = transformers.AutoTokenizer.from_pretrained(path)
         model = transformers.AutoModelForCausalLM.from_pretrained(path, dtype=dtype)
-    cuda = f"cuda:{os.environ.get('LOCAL_RANK', 0)}"
-    return model.to(cuda if torch.cuda.is_available() else "cpu"), tokenizer
+    if torch.cuda.is_available():
+        return model.to(f"cuda:{os.environ.get('LOCAL_RANK', 0)}")
+    return model
 
 
-def load_policy(path, args):
-    """-> LogProbs around the checkpoint (fp32 weights), tokenizer. Raises InputError with what is wrong."""
-    model, tokenizer = load_model(path, torch.float32)
-    packed = args.pack
-    ids = torch.arange(3, 11, device=model.device)               # any architecture that passes this will do
+def load_policy(path: str, args: argparse.Namespace) -> "LogProbs":
+    """The checkpoint with fp32 weights as a policy to train. Raises InputError with what is wrong.
+
+    Any architecture will do whose log-probs of a few tokens, packed as in training, are the plain model's.
+    """
+    model = load_model(path, torch.float32)
+    ids = torch.arange(3, 11, device=model.device)                         # (8,)
     try:
         policy = LogProbs(model)
-        inputs, predict, target = pack_examples([(ids.tolist(), [0] + [1] * 7)] * 2, model.device)
-        if not packed:
-            inputs, predict, target = dict(input_ids=ids[None]), predict[:7], target[:7]
+        if args.pack:
+            batch = pack_examples([(ids.tolist(), [1] * 8)] * 2, model.device)
+        else:
+            batch = pad_examples([(ids.tolist(), [1] * 8)], model.device)
         with torch.no_grad():
             plain = torch.log_softmax(model(ids[None]).logits[0, :-1], -1).gather(1, ids[1:, None])[:, 0]
-            torch.testing.assert_close(policy(inputs, predict, target)[-7:], plain, atol=1e-2, rtol=0)
+            torch.testing.assert_close(policy(*batch)[-7:], plain, atol=1e-2, rtol=0)
     except AssertionError:
-        raise InputError(f"cannot train {path!r}: its logits are not output matrix times hidden states"
-                         + ", or its attention takes no packed rows (give --no-pack)" * packed) from None
+        why = "its logits are not output matrix times hidden states"
+        if args.pack:
+            why += ", or its attention takes no packed rows (give --no-pack)"
+        raise InputError(f"cannot train {path!r}: {why}") from None
     except (ValueError, TypeError) as error:
         raise InputError(f"cannot train {path!r}: {error}") from None
     if args.checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
-    return policy, tokenizer
+    return policy
 
 
-def add_lora(model, args):
+def add_lora(model: torch.nn.Module, rank: int, seed: int) -> None:
     """Freeze the model; put trainable low-rank matrices beside its linear layers, all but the output head."""
     import peft
-    torch.manual_seed(args.seed)                                            # the same start on all ranks
-    peft.inject_adapter_in_model(peft.LoraConfig(r=args.lora_rank, lora_alpha=2 * args.lora_rank,
-                                                 target_modules="all-linear"), model)
+    torch.manual_seed(seed)                                                # the same start on all ranks
+    config = peft.LoraConfig(r=rank, lora_alpha=2 * rank, target_modules="all-linear")
+    peft.inject_adapter_in_model(config, model)
 
 
-#
 # ---- log-probs, nowhere T x V logits ----
-
 
 class LogProbs(torch.nn.Module):
     """A Transformers causal language model around which sft.py and grpo_short.py put their losses."""
 
-    def __init__(self, model):
+    def __init__(self, model: torch.nn.Module) -> None:
         super().__init__()
         self.model = model
         use_segments(model)
         head = model.get_output_embeddings()
         if type(head) is not torch.nn.Linear or head.bias is not None:
             raise ValueError(f"{type(model).__name__}: the output head is not a plain matrix")
-        head.__class__ = Head
+        model.set_output_embeddings(Head(head.weight))
 
-    def forward(self, inputs, predict, target, temperature=1.0):
+    def forward(self, inputs: dict[str, Any], predict: Tensor, target: Tensor,
+                temperature: float = 1.0) -> Tensor:
         """-> logps (N,) of tokens `target` (N,), each predicted at a flat index `predict` (N,) into B * T.
 
         inputs of the base model: padded (input_ids, attention_mask (B, T)) or packed (`packed_inputs`).
@@ -88,9 +95,16 @@ class LogProbs(torch.nn.Module):
 
 
 class Head(torch.nn.Linear):
-    """The output matrix, a module so that ZeRO-3 gathers it: hidden -> logits, or with target -> logps."""
+    """The output matrix, a module so that ZeRO-3 gathers it: hidden -> logits, or with target -> logps.
 
-    def forward(self, hidden, target=None, temperature=1.0):
+    It shares the weight (V, D) of the head that it replaces, which may be tied to the embeddings.
+    """
+
+    def __init__(self, weight: torch.nn.Parameter) -> None:
+        super().__init__(weight.shape[1], weight.shape[0], bias=False, device="meta")
+        self.weight = weight
+
+    def forward(self, hidden: Tensor, target: Tensor | None = None, temperature: float = 1.0) -> Tensor:
         if target is None:
             return super().forward(hidden)
         return TokenLogProbs.apply(hidden, self.weight, target, temperature)
@@ -105,9 +119,9 @@ class TokenLogProbs(torch.autograd.Function):
     LOGITS = 1 << 27                                                       # in a chunk: 512 MiB of fp32
 
     @staticmethod
-    def chunk(hidden, weight, target, temperature):
-        """-> logps (n,), probs (n, V), in one buffer."""
-        logits = (hidden @ weight.T).float()
+    def chunk(hidden: Tensor, weight: Tensor, target: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+        """-> logps (n,), probs (n, V), computed in one buffer."""
+        logits = (hidden @ weight.T).float()                               # (n, V)
         if temperature != 1:
             logits /= temperature
         logits -= logits.amax(-1, keepdim=True)
@@ -116,11 +130,12 @@ class TokenLogProbs(torch.autograd.Function):
         return chosen - total.log(), logits.div_(total[:, None])
 
     @staticmethod
-    def forward(ctx, hidden, weight, target, temperature):
+    def forward(ctx: Any, hidden: Tensor, weight: Tensor, target: Tensor, temperature: float) -> Tensor:
         ctx.save_for_backward(hidden, weight, target)
-        n, size = len(hidden), max(1, TokenLogProbs.LOGITS // len(weight))
-        ctx.temperature, ctx.probs, logps = temperature, None, []
-        ctx.chunks = [slice(max(0, end - size), end) for end in range(n, 0, -size)] or [slice(0)]
+        size = max(1, TokenLogProbs.LOGITS // len(weight))                 # tokens in a chunk
+        ctx.temperature = temperature
+        ctx.chunks = [slice(max(0, end - size), end) for end in range(len(hidden), 0, -size)] or [slice(0)]
+        logps = []
         for at in reversed(ctx.chunks):                                    # the first one is the short one
             ctx.probs = None                                               # before the next chunk is made
             chosen, ctx.probs = TokenLogProbs.chunk(hidden[at], weight, target[at], temperature)
@@ -128,46 +143,56 @@ class TokenLogProbs(torch.autograd.Function):
         return torch.cat(logps)
 
     @staticmethod
-    def backward(ctx, grad):
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor | None, None, None]:
         hidden, weight, target = ctx.saved_tensors
-        to_hidden, to_weight = torch.empty_like(hidden), None
+        to_hidden = torch.empty_like(hidden)
+        to_weight = None
         for at in ctx.chunks:
-            probs, ctx.probs = ctx.probs, None
+            probs = ctx.probs
+            ctx.probs = None
             if probs is None:
-                probs = TokenLogProbs.chunk(hidden[at], weight, target[at], ctx.temperature)[1]
-            g = grad[at, None].float() / ctx.temperature           # d logp / d logits = onehot - probs
+                _, probs = TokenLogProbs.chunk(hidden[at], weight, target[at], ctx.temperature)
+            g = grad[at, None].float() / ctx.temperature       # d logp / d logits = one-hot - probs
             to_logits = probs.mul_(-g).scatter_add_(1, target[at, None], g).to(weight.dtype)
             del probs
             torch.mm(to_logits, weight, out=to_hidden[at])
             if ctx.needs_input_grad[1]:
-                to_weight = (to_logits.T @ hidden[at] if to_weight is None
-                             else to_weight.addmm_(to_logits.T, hidden[at]))
+                if to_weight is None:
+                    to_weight = to_logits.T @ hidden[at]
+                else:
+                    to_weight.addmm_(to_logits.T, hidden[at])
         return to_hidden, to_weight, None, None
 
 
-#
 # ---- how much arithmetic training takes, and how fast this machine does it at best ----
 
-
-def model_flops(model, lora):
+def model_flops(model: torch.nn.Module, lora: bool) -> Callable[[list[Example]], int]:
     """-> function of examples: floating-point operations of training on them, recomputation not counted.
 
-    A weight and token: 2 forward, 4 backward (LoRA: 2); the head where there is loss; causal attention. To be
-    asked before ZeRO-3 shards the weights.
+    A weight and token: 2 forward, 4 backward (LoRA: 2); the head only where there is loss; causal attention.
+    To be asked before ZeRO-3 shards the weights.
     """
-    c, passes = model.config, 4 if lora else 6
+    config = model.config
+    passes = 4 if lora else 6
     head = model.get_output_embeddings().weight.numel()
-    body = (sum(p.numel() for p in model.base_model.parameters() if p.ndim == 2)
-            - model.get_input_embeddings().weight.numel())
-    width = c.num_attention_heads * (getattr(c, "head_dim", None) or c.hidden_size // c.num_attention_heads)
-    return lambda examples: sum(passes * (body * len(e[0]) + head * sum(e[1][1:]))
-                                + 6 * c.num_hidden_layers * width * len(e[0]) ** 2 for e in examples)
+    matrices = sum(p.numel() for p in model.base_model.parameters() if p.ndim == 2)
+    body = matrices - model.get_input_embeddings().weight.numel()
+    head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    attention = 6 * config.num_hidden_layers * config.num_attention_heads * head_dim      # by tokens squared
+
+    def flops(examples: list[Example]) -> int:
+        total = 0
+        for ids, mask in examples:
+            total += passes * (body * len(ids) + head * sum(mask[1:])) + attention * len(ids) ** 2
+        return total
+    return flops
 
 
-def matmul_rate(device, dtype):
+def matmul_rate(device: torch.device, dtype: torch.dtype) -> float:
     """Measured floating-point operations a second of a large product: what utilisation is a share of."""
     n = 8192 if device.type == "cuda" else 1024
-    a, seconds = torch.ones(n, n, device=device, dtype=dtype), []
+    a = torch.ones(n, n, device=device, dtype=dtype)
+    seconds = []
     for _ in range(4):
         start = time.perf_counter()
         (a @ a)[0, 0].item()

@@ -1,130 +1,188 @@
-"""Examples and rollouts as the trainer's batches: rows without padding, in which a group's prefix stands once, or
-padded rows."""
+"""Trajectories and rollouts as the trainer's batches: packed rows without padding, or padded rows.
+
+Every micro-batch starts with what `LogProbs` takes: the model's inputs; `predict` (N,), the flat indices of
+the tokens before those with loss; `target` (N,), those with loss.
+"""
 import itertools
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
+from torch import Tensor
 
 from plumbing.attention import Segments, packed_inputs
 
+Example = tuple[list[int], list[int]]     # input_ids, loss_mask
+NOTHING: Example = ([0], [0])             # one token without loss, for a rank that has nothing to do
+Batch = tuple[dict[str, Any], Tensor, Tensor]
 
-#
-# ---- examples of supervised training ----
 
+# ---- trajectories, for sft.py ----
 
-def collate(examples, size):
-    """`size` rows, right-padded -> input_ids, attention_mask, loss_mask (B, T); missing rows carry no loss.
+def pack_examples(examples: list[Example], device: torch.device | str = "cpu") -> Batch:
+    """Examples one after another in one row -> inputs, predict, target.
 
-    [1 2 3], [4 5] -> [[1 2 3] [4 5 0]], [[1 1 1] [1 1 0]]; attention is about what exists, loss about what
-    was written.
+    [1 2 3], [4 5], loss on 3 and 5 -> [1 2 3 4 5] at positions [0 1 2 0 1], predict [1, 3], target [3, 5]
     """
-    rows = list(examples) + [([0], [0])] * (size - len(examples))
+    all_ids: list[int] = []
+    all_loss: list[int] = []
+    for ids, mask in examples:
+        all_ids += ids
+        all_loss += [0, *mask[1:]]                         # nothing predicts the first token
+    segments = Segments([len(ids) for ids, _ in examples], device=device)
+    input_ids = torch.tensor(all_ids, device=device)                       # (T,)
+    loss = torch.tensor(all_loss, device=device).nonzero()[:, 0]           # (N,)
+    return packed_inputs(input_ids, segments), segments.before[loss], input_ids[loss]
+
+
+def collate(examples: list[Example], size: int) -> tuple[Tensor, Tensor, Tensor]:
+    """At least `size` rows, right-padded -> input_ids, attention_mask, loss_mask (B, T).
+
+    [1 2 3], [4 5] -> [[1 2 3] [4 5 0]], [[1 1 1] [1 1 0]]. The attention mask is about what exists, the loss
+    mask about what the policy sampled. Rows that are missing carry no loss.
+    """
+    rows = list(examples) + [NOTHING] * (size - len(examples))
     width = max(len(ids) for ids, _ in rows)
-    pad = lambda x: x + [0] * (width - len(x))
-    return (torch.tensor([pad(ids) for ids, _ in rows]),
-            torch.tensor([pad([1] * len(ids)) for ids, _ in rows]),
-            torch.tensor([pad(mask) for _, mask in rows]))
+    input_ids = torch.zeros(len(rows), width, dtype=torch.long)
+    attention_mask = torch.zeros_like(input_ids)
+    loss_mask = torch.zeros_like(input_ids)
+    for row, (ids, mask) in enumerate(rows):
+        input_ids[row, :len(ids)] = torch.tensor(ids)
+        attention_mask[row, :len(ids)] = 1
+        loss_mask[row, :len(ids)] = torch.tensor(mask)
+    return input_ids, attention_mask, loss_mask
 
 
-def marked(input_ids, loss_mask):
-    """(B, T) twice -> predict (N,), flat indices of the tokens before those with loss; target (N,), those."""
+def marked(input_ids: Tensor, loss_mask: Tensor) -> tuple[Tensor, Tensor]:
+    """(B, T) twice -> predict (N,), target (N,)."""
     rows, t = loss_mask[:, 1:].nonzero(as_tuple=True)
     return rows * input_ids.shape[1] + t, input_ids[rows, t + 1]
 
 
-def pack_examples(examples, device="cpu"):
-    """Examples one after another in one row, without padding -> inputs, predict (N,), target (N,).
-
-    [1 2 3], [4 5], loss on 3 and 5 -> [1 2 3 4 5] at positions [0 1 2 0 1], predict [1, 3], target [3, 5]
-    """
-    segments = Segments([len(ids) for ids, _ in examples], device=device)
-    input_ids = torch.tensor([t for ids, _ in examples for t in ids], device=device)               # (T,)
-    loss = torch.tensor([m for _, mask in examples for m in [0, *mask[1:]]], device=device).nonzero()[:, 0]
-    return packed_inputs(input_ids, segments), segments.before[loss], input_ids[loss]
+def pad_examples(examples: list[Example], device: torch.device | str) -> Batch:
+    """The plain way: a row an example -> inputs, predict, target."""
+    input_ids, attention_mask, loss_mask = (x.to(device) for x in collate(examples, 1))
+    predict, target = marked(input_ids, loss_mask)
+    return {"input_ids": input_ids, "attention_mask": attention_mask}, predict, target
 
 
-def fill_rows(lengths, budget, ranks):
+def fill_rows(lengths: list[int], budget: int, ranks: int) -> list[list[int]]:
     """Indices of the examples in each row: as few rows as hold them, a multiple of the ranks, equally full.
 
     [5, 4, 3, 2], budget 8, one rank -> [[0, 3], [1, 2]]. An example longer than the budget has its own row.
     """
-    for n in itertools.count(ranks * max(1, math.ceil(sum(lengths) / budget / ranks)), ranks):
-        rows, loads = [[] for _ in range(n)], [0] * n
-        for i in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
+    fewest = ranks * max(1, math.ceil(sum(lengths) / budget / ranks))
+    longest_first = sorted(range(len(lengths)), key=lambda i: -lengths[i])
+    for n in itertools.count(fewest, ranks):
+        rows: list[list[int]] = [[] for _ in range(n)]
+        loads = [0] * n                                    # tokens in each row
+        for i in longest_first:
             emptiest = loads.index(min(loads))
             rows[emptiest].append(i)
             loads[emptiest] += lengths[i]
         if max(loads) <= max(budget, *lengths):
-            return rows
+            break
+    return rows
 
 
-#
-# ---- groups of rollouts ----
-
+# ---- groups of rollouts, for grpo_short.py ----
 
 class Rollout(NamedTuple):
     """A row to train on. The first `prompt` tokens are the prefix, which its whole group shares."""
-    input_ids: list
-    loss_mask: list           # 1 on sampled tokens, 0 on the prefix and on observations
-    old_logps: list
+    input_ids: list[int]
+    loss_mask: list[int]      # 1 on sampled tokens, 0 on the prefix and on observations
+    old_logps: list[float]
     advantage: float
     prompt: int
 
 
-def share_prefixes(groups, budget):
-    """Groups of rollouts -> rows of at most `budget` tokens, each a list of parts, rollouts with one prefix.
+Row = list[list[Rollout]]     # parts, each of rollouts with one prefix
+GroupBatch = tuple[dict[str, Any], Tensor, Tensor, Tensor, Tensor]   # a Batch; old_logps, advantages (N,)
+
+
+def share_prefixes(groups: list[list[Rollout]], budget: int) -> list[Row]:
+    """Groups of rollouts -> rows of at most `budget` tokens.
 
     Budget 9, prefix 3, responses 2 2 3 2: [3 + 2 + 2], [3 + 3 + 2]: a group that does not fit pays its prefix
     twice, small groups stand in one row. A single rollout may be longer than the budget.
     """
-    rows, size = [[]], 0
+    rows: list[Row] = []
+    row: Row = []
+    size = 0                                               # tokens in the row
     for group in groups:
-        part = None
-        for r in sorted(group, key=lambda r: len(r.input_ids)):
-            new = len(r.input_ids) - r.prompt
-            if rows[-1] and size + new + (part is None) * r.prompt > budget:
-                rows.append([])
-                part, size = None, 0
-            if part is None:
+        part: list[Rollout] = []
+        for rollout in sorted(group, key=lambda r: len(r.input_ids)):
+            response = len(rollout.input_ids) - rollout.prompt
+            prefix = 0 if part else rollout.prompt
+            if row and size + prefix + response > budget:
+                rows.append(row)
+                row = []
                 part = []
-                rows[-1].append(part)
-                size += r.prompt
-            part.append(r)
-            size += new
-    return [row for row in rows if row]
+                size = 0
+            if not part:
+                row.append(part)
+                size += rollout.prompt
+            part.append(rollout)
+            size += response
+    if row:
+        rows.append(row)
+    return rows
 
 
-def pack_groups(row, device):
-    """A row of `share_prefixes` -> inputs, predict, target for `LogProbs`; old_logps, advantages (N,).
+def pack_groups(row: Row, device: torch.device | str) -> GroupBatch:
+    """A row of `share_prefixes` -> inputs, predict, target; old_logps, advantages (N,).
 
-    The tokens are [prefix, r_1 ... r_G, next prefix ...]. A response goes on at its prefix's last position
-    and attends to the prefix and itself. Observations stay in it: `target` has the sampled tokens alone.
+    The tokens are [prefix, r_1 … r_G, next prefix …]. A response goes on at its prefix's last position, and
+    attends to the prefix and itself. Observations stay in it: `target` has only the sampled tokens.
     """
-    lengths, parents, input_ids, loss_mask = [], [], [], []
+    lengths: list[int] = []
+    parents: list[int | None] = []
+    all_ids: list[int] = []
+    all_loss: list[int] = []
     for part in row:
-        prefix, parent = part[0].prompt, len(lengths)
-        lengths += [prefix] + [len(r.input_ids) - prefix for r in part]
-        parents += [None] + [parent] * len(part)
-        input_ids += sum([r.input_ids[prefix:] for r in part], part[0].input_ids[:prefix])
-        loss_mask += sum([r.loss_mask[prefix:] for r in part], [0] * prefix)
-    segments = Segments(lengths or [1], parents, device)                         # no part: one token, no loss
-    input_ids = torch.tensor(input_ids or [0], device=device)                                      # (T,)
-    sampled = torch.tensor(loss_mask or [0], dtype=torch.bool, device=device)
+        prompt = part[0].prompt
+        parent = len(lengths)
+        lengths.append(prompt)
+        parents.append(None)
+        all_ids += part[0].input_ids[:prompt]
+        all_loss += [0] * prompt
+        for rollout in part:
+            lengths.append(len(rollout.input_ids) - prompt)
+            parents.append(parent)
+            all_ids += rollout.input_ids[prompt:]
+            all_loss += rollout.loss_mask[prompt:]
+    if not row:
+        lengths, parents, all_ids, all_loss = [1], [None], [0], [0]
+    segments = Segments(lengths, parents, device)
+    input_ids = torch.tensor(all_ids, device=device)                       # (T,)
+    sampled = torch.tensor(all_loss, dtype=torch.bool, device=device)      # (T,)
+    rollouts = [rollout for part in row for rollout in part]
     return (packed_inputs(input_ids, segments), segments.before[sampled], input_ids[sampled],
-            *per_token([r for part in row for r in part], device))
-
-
-def pad_rollouts(rollouts, device):
-    """The plain way: a row a rollout, each with its own copy of the prefix -> the same as `pack_groups`."""
-    input_ids, attention_mask, loss_mask = (x.to(device) for x in collate(
-        [(r.input_ids, r.loss_mask) for r in rollouts], max(1, len(rollouts))))                    # (B, T)
-    return (dict(input_ids=input_ids, attention_mask=attention_mask), *marked(input_ids, loss_mask),
             *per_token(rollouts, device))
 
 
-def per_token(rollouts, device):
+def pad_rollouts(rollouts: list[Rollout], device: torch.device | str) -> GroupBatch:
+    """The plain way: a row a rollout, each with its own copy of the prefix -> the same as `pack_groups`."""
+    return (*pad_examples([(r.input_ids, r.loss_mask) for r in rollouts], device),
+            *per_token(rollouts, device))
+
+
+def per_token(rollouts: list[Rollout], device: torch.device | str) -> tuple[Tensor, Tensor]:
     """-> old_logps (N,), advantages (N,) of the sampled tokens, rollout by rollout."""
-    old = [p for r in rollouts for m, p in zip(r.loss_mask, r.old_logps) if m]
-    advantages = [r.advantage for r in rollouts for m in r.loss_mask if m]
-    return torch.tensor(old, device=device), torch.tensor(advantages, device=device)
+    old_logps = []
+    advantages = []
+    for rollout in rollouts:
+        for sampled, logp in zip(rollout.loss_mask, rollout.old_logps):
+            if sampled:
+                old_logps.append(logp)
+                advantages.append(rollout.advantage)
+    return torch.tensor(old_logps, device=device), torch.tensor(advantages, device=device)
+
+
+def rollout_batches(groups: list[list[Rollout]], device: torch.device | str, row_tokens: int | None,
+                    micro_batch: int) -> list[GroupBatch]:
+    """Groups -> micro-batches: packed rows of up to `row_tokens`, or if None, `micro_batch` padded rows."""
+    if row_tokens is not None:
+        return [pack_groups(row, device) for row in share_prefixes(groups, row_tokens)]
+    rollouts = sorted((r for group in groups for r in group), key=lambda r: len(r.input_ids))
+    return [pad_rollouts(rollouts[i:i + micro_batch], device) for i in range(0, len(rollouts), micro_batch)]

@@ -1,14 +1,11 @@
-"""JSON lines, in which the stages meet: tasks and records, resuming, the arguments of a run, the files of ranks."""
+"""JSON lines, in which the stages meet: tasks and records, resuming, arguments of a run, files of ranks."""
 import argparse
-import functools
 import hashlib
 import json
 import os
-import random
 import re
 import subprocess
 from collections.abc import Callable, Hashable, Iterable, Iterator
-from datetime import timedelta
 from importlib.metadata import distributions
 from pathlib import Path
 from typing import Any, TextIO
@@ -143,34 +140,7 @@ def save_args(args: argparse.Namespace, path: str | Path) -> None:
                   default=str)
 
 
-# ---- ranks of mps.py and eval.py: each plays its part of the tasks, rank 0 merges their files ----
-
-def rank_and_world() -> tuple[int, int]:
-    """This process's rank and the number of ranks, as torchrun tells them."""
-    return int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
-
-
-@functools.cache
-def all_ranks() -> Any:
-    """The process group of torchrun's ranks. They find one another within minutes or give up, and wait for
-    one another for days."""
-    import torch.distributed
-    torch.distributed.init_process_group("gloo", timeout=timedelta(minutes=5))
-    return torch.distributed.new_group(timeout=timedelta(days=7))
-
-
-def wait_for_ranks(world: int) -> None:
-    """Return when every rank has come here."""
-    if world > 1:
-        import torch.distributed
-        torch.distributed.barrier(all_ranks())
-
-
-def part_of_rank(tasks: list, rank: int, world: int) -> list:
-    """This rank's random part of the tasks: where kinds alternate in a file, one rank would get all the long
-    ones."""
-    return random.Random(0).sample(tasks, len(tasks))[rank::world]
-
+# ---- ranks of mps.py and eval.py: each writes a file of its own, rank 0 merges them ----
 
 def ranks_files(folder: str | Path, name: str) -> list[Path]:
     """What the ranks wrote apart: FOLDER/NAME.rank0.jsonl, FOLDER/NAME.rank1.jsonl …"""
@@ -194,3 +164,6 @@ def merge_parts(folder: str | Path, name: str, records: Iterable[Record]) -> Non
     write_jsonl(Path(folder) / f"{name}.jsonl", records)
     for path in ranks_files(folder, name):
         path.unlink()
+
+
+from plumbing.ranks import part_of_rank, rank_and_world, wait_for_ranks  # noqa: E402,F401  TEMPORARY

@@ -1,97 +1,115 @@
-"""DeepSpeed around a policy: ranks, the optimizer and its step, metrics."""
+"""DeepSpeed around a policy: the optimizer and its step, the order of the data, the metrics."""
+import argparse
+import functools
 import os
 import random
 import zlib
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
+from torch import Tensor
 
 from plumbing.cli import InputError
-from plumbing.models import add_lora
+from plumbing.models import LogProbs, add_lora
+from plumbing.records import append_jsonl, open_metrics
 
 
-def start_distributed():
-    """Join the processes that torchrun started (one alone is a world of one) -> rank, world size, device."""
-    for name, value in dict(RANK="0", WORLD_SIZE="1", LOCAL_RANK="0",
-                            MASTER_ADDR="127.0.0.1", MASTER_PORT="0").items():
-        os.environ.setdefault(name, value)
-    cuda = torch.cuda.is_available()
-    if not cuda:
-        os.environ.setdefault("DS_ACCELERATOR", "cpu")
-        torch.set_num_threads(
-            max(1, len(os.sched_getaffinity(0)) // int(os.environ.get("LOCAL_WORLD_SIZE", 1))))
-    import logging
+def make_trainer(policy: LogProbs, args: argparse.Namespace) -> Any:
+    """DeepSpeed's engine around the policy: AdamW, mixed precision, ZeRO.
 
-    import deepspeed
-    logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
-    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False  # gloo will do: it needs no C++ compiler
-    device = torch.device("cuda", int(os.environ["LOCAL_RANK"])) if cuda else torch.device("cpu")
-    if cuda:
-        torch.cuda.set_device(device)
-    deepspeed.init_distributed(dist_backend="nccl" if cuda else "gloo", verbose=False)
-    return torch.distributed.get_rank(), torch.distributed.get_world_size(), device
-
-
-def deepspeed_engine(policy, args):
-    """DeepSpeed around the policy: AdamW, mixed precision, ZeRO. Learning rate and loss scale stay ours."""
+    Learning rate and loss scale stay ours. Weight decay is for matrices only, not for norms and biases.
+    """
     import deepspeed
     if args.offload and not args.zero:
         raise InputError("--offload needs --zero 1, 2 or 3")
     if args.lora_rank:
-        add_lora(policy.model, args)
+        add_lora(policy.model, args.lora_rank, args.seed)
     trained = [p for p in policy.parameters() if p.requires_grad]
-    decay, rest = [p for p in trained if p.ndim > 1], [p for p in trained if p.ndim <= 1]    # rest: norms …
-    optimizer = torch.optim.AdamW([dict(params=part, weight_decay=rate)
-                                   for part, rate in ((decay, args.weight_decay), (rest, 0.0)) if part],
-                                  lr=args.lr, betas=(0.9, 0.999), fused=True)
-    offload = {"offload_optimizer": {"device": "cpu", "pin_memory": torch.cuda.is_available()}}
-    return deepspeed.initialize(model=policy, optimizer=optimizer, config={
-        "train_micro_batch_size_per_gpu": 1, "gradient_accumulation_steps": 1,
-        "gradient_clipping": args.clip_grad, "zero_allow_untested_optimizer": True,
-        "zero_optimization": {"stage": args.zero, **(offload if args.offload else {})},
-        "zero_force_ds_cpu_optimizer": False,                   # torch's AdamW, which needs nothing compiled
-        "bf16": {"enabled": args.dtype == "bf16"}, "wall_clock_breakdown": False,
-        "steps_per_print": 1 << 60})[0]
+    matrices = [p for p in trained if p.ndim > 1]
+    vectors = [p for p in trained if p.ndim <= 1]
+    groups = [{"params": matrices, "weight_decay": args.weight_decay}]
+    if vectors:
+        groups.append({"params": vectors, "weight_decay": 0.0})
+    optimizer = torch.optim.AdamW(groups, lr=args.lr, betas=(0.9, 0.999), fused=True)
+    zero: dict[str, Any] = {"stage": args.zero}
+    if args.offload:
+        zero["offload_optimizer"] = {"device": "cpu", "pin_memory": torch.cuda.is_available()}
+    config = {
+        "train_micro_batch_size_per_gpu": 1,
+        "gradient_accumulation_steps": 1,
+        "gradient_clipping": args.clip_grad,
+        "zero_optimization": zero,
+        "zero_allow_untested_optimizer": True,
+        "zero_force_ds_cpu_optimizer": False,              # torch's AdamW, which needs nothing compiled
+        "bf16": {"enabled": args.dtype == "bf16"},
+        "wall_clock_breakdown": False,
+        "steps_per_print": 1 << 60,                        # never
+    }
+    trainer, *_ = deepspeed.initialize(model=policy, optimizer=optimizer, config=config)
+    return trainer
 
 
-def optimizer_step(engine, micro_batches, loss_of, lr):
+def optimizer_step(trainer: Any, micro_batches: Sequence[tuple], loss_of: Callable[..., Tensor],
+                   lr: float) -> float:
     """One update from the summed gradient of all micro-batches on all ranks -> gradient norm before clipping.
 
     loss_of(*micro_batch) is this rank's part of the loss, already divided by the *global* denominator;
     DeepSpeed averages gradients over ranks, hence the factor. Every rank must bring the same number of
     micro-batches.
     """
-    for group in engine.optimizer.param_groups:
+    for group in trainer.optimizer.param_groups:
         group["lr"] = lr
+    world = torch.distributed.get_world_size()
+    keeps_no_norm = trainer.get_data_types()[0] == torch.float32 and not trainer.zero_optimization()
+    norm = None
     for i, batch in enumerate(micro_batches):
-        engine.set_gradient_accumulation_boundary(i == len(micro_batches) - 1)
-        engine.backward(loss_of(*batch) * torch.distributed.get_world_size())
-        if (i + 1 == len(micro_batches) and engine.get_data_types()[0] == torch.float32
-                and not engine.zero_optimization()):               # DeepSpeed keeps the norm for itself here
-            norm = torch.nn.utils.clip_grad_norm_(engine.parameters(), engine.gradient_clipping())
-        engine.step()
-    return float(norm if engine.get_global_grad_norm() is None else engine.get_global_grad_norm())
+        last = i == len(micro_batches) - 1
+        trainer.set_gradient_accumulation_boundary(last)
+        trainer.backward(loss_of(*batch) * world)
+        if last and keeps_no_norm:
+            norm = torch.nn.utils.clip_grad_norm_(trainer.parameters(), trainer.gradient_clipping())
+        trainer.step()
+    if trainer.get_global_grad_norm() is not None:
+        norm = trainer.get_global_grad_norm()
+    return float(norm)
 
 
-def sum_over_ranks(*numbers):
-    """Element-wise sums of numbers over all ranks."""
-    total = torch.tensor(numbers, dtype=torch.float64)
-    if torch.cuda.is_available():
-        total = total.cuda()
-    torch.distributed.all_reduce(total)
-    return total.tolist()
+def shuffled(items: list, places: range, seed: int) -> list:
+    """Items at these places of an endless stream: a fresh permutation of all items every epoch.
+
+    It is the same for every number of ranks. [a b c], places 2 to 4 -> the last of epoch 0, two of epoch 1
+    """
+    found = []
+    for i in places:
+        epoch, place = divmod(i, len(items))
+        found.append(items[permutation(len(items), seed, epoch)[place]])
+    return found
 
 
-def start_wandb(args):
-    """-> function that logs a row of metrics to Weights & Biases."""
-    import wandb
-    same = f"{zlib.crc32(os.path.abspath(args.out).encode()):08x}"      # a resumed run goes on in its curve
-    run = wandb.init(project=args.wandb, name=args.out, id=same, resume="allow", config=vars(args))
-    return lambda row: run.log(row, step=row["step"])
-
-
-def permutation(n, seed, epoch, cache={}):
+@functools.lru_cache(maxsize=2)
+def permutation(n: int, seed: int, epoch: int) -> list[int]:
     """A fixed random order of range(n)."""
-    if (n, seed, epoch) not in cache:
-        cache.clear()
-        cache[n, seed, epoch] = random.Random(f"{seed} {epoch}").sample(range(n), n)
-    return cache[n, seed, epoch]
+    return random.Random(f"{seed} {epoch}").sample(range(n), n)
+
+
+class Metrics:
+    """Where rank 0 logs a row a step: OUT/metrics.jsonl, and Weights & Biases with --wandb."""
+
+    def __init__(self, args: argparse.Namespace, rank: int, done: int) -> None:
+        """done: the step that a resumed run starts from; later rows are cut off."""
+        self.file = None
+        self.run = None
+        if rank == 0:
+            self.file = open_metrics(args.out, done)
+            if args.wandb:
+                import wandb
+                curve = zlib.crc32(os.path.abspath(args.out).encode())         # a resumed run goes on in it
+                self.run = wandb.init(project=args.wandb, name=args.out, id=f"{curve:08x}", resume="allow",
+                                      config=vars(args))
+
+    def write(self, row: dict[str, float]) -> None:
+        if self.file is not None:
+            append_jsonl(self.file, row)
+        if self.run is not None:
+            self.run.log(row, step=row["step"])

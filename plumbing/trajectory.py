@@ -1,7 +1,8 @@
 """The steps of a trajectory: how its messages are counted, cut and shown.
 
-messages = [question, plan, "Observation: None", step 1, observation 1, step 2, …]. Step 0 is the plan, the first
-thought; step k >= 1 is the k-th thought–code pair. Its content is messages[1 + 2 k], its observation the next one.
+messages = [question, plan, "Observation: None", step 1, observation 1, step 2, …]. Step 0 is the plan, the
+first thought; step k >= 1 is the k-th thought–code pair. Its content is messages[1 + 2 k], its observation
+the message after that.
 """
 import re
 

@@ -11,11 +11,16 @@ os.environ.setdefault("DS_ACCELERATOR", "cpu")
 
 
 def script(name, *args, ranks=None, check=True, **more):
-    """Run one of the scripts as a user does -> CompletedProcess; a failure fails the test with its output."""
-    launcher = (["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(ranks)]
-                if ranks else [])
-    done = subprocess.run([sys.executable, *launcher, os.path.join(ROOT, name), *map(str, args)],
-                          capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"}, **more)
+    """Run one of the scripts as a user does -> CompletedProcess; a failure fails the test with its output.
+
+    name: a file of the repository, or a module for `python -m`.
+    """
+    command = [sys.executable]
+    if ranks:
+        command += ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(ranks)]
+    command += [os.path.join(ROOT, name)] if name.endswith(".py") else ["-m", name]
+    done = subprocess.run([*command, *map(str, args)], cwd=ROOT, capture_output=True, text=True,
+                          env={**os.environ, "OMP_NUM_THREADS": "1"}, **more)
     assert not check or done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     return done
 

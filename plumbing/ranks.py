@@ -1,0 +1,97 @@
+"""The processes that torchrun starts: who they are, what they wait for, what they add up."""
+import functools
+import logging
+import os
+import random
+from collections import Counter
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import torch  # takes seconds: not for --help
+
+
+# ---- trainers: sft.py and grpo_short.py ----
+
+def start_distributed() -> "tuple[int, int, torch.device]":
+    """Join the processes that torchrun started (one alone is a world of one) -> rank, world size, device."""
+    import torch
+    alone = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0",
+             "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}
+    for name, value in alone.items():
+        os.environ.setdefault(name, value)
+    if torch.cuda.is_available():
+        backend = "nccl"
+        device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
+        torch.cuda.set_device(device)
+    else:
+        backend = "gloo"
+        device = torch.device("cpu")
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
+        cores = len(os.sched_getaffinity(0))
+        torch.set_num_threads(max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", 1))))
+    import deepspeed
+    logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False  # gloo will do: it needs no C++ compiler
+    deepspeed.init_distributed(dist_backend=backend, verbose=False)
+    return torch.distributed.get_rank(), torch.distributed.get_world_size(), device
+
+
+def sum_over_ranks(*numbers: float) -> list[float]:
+    """Element-wise sums of numbers over all ranks."""
+    import torch
+    total = torch.tensor(numbers, dtype=torch.float64)
+    if torch.cuda.is_available():
+        total = total.cuda()
+    torch.distributed.all_reduce(total)
+    return total.tolist()
+
+
+def sum_counts(counts: Counter) -> Counter:
+    """Sums of counts by name over all ranks, which need not all have the same names."""
+    import torch
+    gathered: list[Counter] = [Counter()] * torch.distributed.get_world_size()
+    torch.distributed.all_gather_object(gathered, counts)
+    total: Counter = Counter()
+    for of_rank in gathered:
+        total.update(of_rank)
+    return total
+
+
+def most_over_ranks(number: int) -> int:
+    """The largest of the ranks' numbers."""
+    import torch
+    most = torch.tensor(number)
+    if torch.cuda.is_available():
+        most = most.cuda()
+    torch.distributed.all_reduce(most, op=torch.distributed.ReduceOp.MAX)
+    return int(most)
+
+
+# ---- players: mps.py and eval.py ----
+
+def rank_and_world() -> tuple[int, int]:
+    """This process's rank and the number of ranks, as torchrun tells them."""
+    return int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+
+
+@functools.cache
+def all_ranks() -> Any:
+    """The process group of torchrun's ranks. They find one another within minutes or give up, and wait for
+    one another for days."""
+    import torch
+    torch.distributed.init_process_group("gloo", timeout=timedelta(minutes=5))
+    return torch.distributed.new_group(timeout=timedelta(days=7))
+
+
+def wait_for_ranks(world: int) -> None:
+    """Return when every rank has come here."""
+    if world > 1:
+        import torch
+        torch.distributed.barrier(all_ranks())
+
+
+def part_of_rank(tasks: list, rank: int, world: int) -> list:
+    """This rank's random part of the tasks: where kinds alternate in a file, one rank would get all the long
+    ones."""
+    return random.Random(0).sample(tasks, len(tasks))[rank::world]
