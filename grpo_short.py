@@ -21,45 +21,148 @@ plain GRPO.
   8 GPUs:  torchrun --nproc_per_node 8 grpo_short.py --model ckpt/sft --data mps/rl.jsonl --out ckpt/rl \\
              --engine vllm --zero 3 --teacher-url http://teacher:8000 \\
              --search http:https://google.serper.dev/search
-  2 nodes: the same on each, with torchrun --nnodes 2 --nproc_per_node 8 --rdzv_backend c10d \\
-             --rdzv_endpoint FIRST_NODE:29500; OUT and the model on a disk that both see
 
-Logged each step (metrics.jsonl): reward and the share of rollouts with a right answer, the chosen and the
-rejected key step; zero_variance, the share of groups with equal rewards (they have no gradient and are not
-trained on); skipped, starts whose prefix did not replay; dropped, rollouts whose search, interpreter or judge
-failed; response_tokens; truncated; clip_fraction; logp_gap between the engine that sampled and the trainer,
-mean over tokens before the first update; sync_gap, the same for greedy tokens right after the weights were
-handed over; grad_norm; seconds of each phase. A loss near 0 is expected: advantages sum to 0 and rho starts
-at 1.
+Logged each step (metrics.jsonl): reward, and the share of rollouts with each of its parts: a right answer,
+the chosen and the rejected key step; zero_variance, the share of groups with equal rewards (they have no
+gradient and are not trained on); skipped, starts whose prefix did not replay; dropped, rollouts whose search,
+interpreter or judge failed; response_tokens; truncated; entropy; clip_fraction; logp_gap between the engine
+that sampled and the trainer, mean over tokens before the first update; sync_gap, the same for greedy tokens
+right after the weights were handed over; grad_norm; seconds of each phase. A loss near 0 is expected:
+advantages sum to 0 and rho starts at 1.
 """
 import argparse
 import math
 import os
-import shutil
 import time
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import torch
+from torch import Tensor
 
-from env import Chat, make_episodes, rollout
-from judge import Teacher, correct_answer, key_step_reward
+from env import Episode, load_chat, make_episodes, rollout
+from judge import Teacher, correct_answer, same_step
 from plumbing.chat_api import BadReply
-from plumbing.checkpoints import full_weights, load_state, save_model, save_state
-from plumbing.cli import (Help, InputError, add_env_flags, add_sampling_flags, add_teacher_flags, add_training_flags,
-                          cli, sampling_from_args)
-from plumbing.engines import TorchEngine, VLLMEngine
-from plumbing.models import load_policy
-from plumbing.packing import Rollout, pack_groups, pad_rollouts, share_prefixes
-from plumbing.records import append_jsonl, open_metrics, part_of_rank, read_jsonl, read_tasks, save_args
-from plumbing.replies import same_step_cheap
+from plumbing.checkpoints import load_state, remove_state, save_model, save_state
+from plumbing.cli import Help, InputError, cli, env_flags, sampling_flags, teacher_flags, training_flags
+from plumbing.cli import sampling_from_args  # TEMPORARY
+from plumbing.engines import Engine, trainer_engine
+from plumbing.models import LogProbs, load_policy
+from plumbing.packing import Rollout, pack_groups, rollout_batches
+from plumbing.ranks import most_over_ranks, part_of_rank, start_distributed, sum_over_ranks
+from plumbing.records import Record, open_metrics, read_jsonl, read_tasks, save_args
+from plumbing.rl_log import count_rollouts, log_line, show_rollouts, summary
 from plumbing.search import search_from_args
-from plumbing.trainer import (deepspeed_engine, optimizer_step, permutation, start_distributed, start_wandb,
-                              sum_over_ranks)
-from plumbing.trajectory import render, step_at, step_of
-from sandbox.interpreter import set_sandbox
+from plumbing.sync import sync
+from plumbing.trainer import Metrics, make_trainer, optimizer_step, shuffled
+from plumbing.trajectory import Messages, prefix, step_at, step_of
+from sandbox import set_sandbox
+
+# ---- the mathematics ----
+
+def truncate(messages: Messages, step: int) -> Messages:
+    """The verified prefix h_k: the question, and every step before step k with its observation.
+
+    [question, plan, None, step 1, observation 1, step 2], step 2
+    -> [question, plan, None, step 1, observation 1]
+    """
+    return prefix(messages, step)
 
 
-def parse_args(argv=None):
+def reward(trajectory: Record, teacher: Teacher, args: argparse.Namespace) -> tuple[float, dict[str, bool]]:
+    """The reward of one rollout, and the parts it was made of: the log has the mean of each as reward_PART.
+
+    Raises BadReply if the judge's reply stays unusable; the rollout is then dropped.
+    """
+    t = trajectory
+    parts = {"correct": False, "chosen": False, "rejected": False}
+    finished = t["stop"] == "answer"
+    if finished and correct_answer(teacher, t["question"], t["prediction"], t["answer"]):
+        parts["correct"] = True
+        return 1.0, parts
+    key = t["key"]                                         # index of the key step
+    if key is None or not args.key_step_reward:
+        return 0.0, parts
+    steps = step_of(t["messages"])
+    if steps <= key:                                       # it ended before its key step
+        return 0.0, parts
+    if args.key_step_finished and not finished:
+        return 0.0, parts
+    if args.key_step_not_answer and finished and steps == key + 1:
+        return 0.0, parts
+    before = truncate(t["messages"], key)
+    step = step_at(t["messages"], key, t["prediction"])
+    rejected = [t["rejected"], *t.get("also_rejected", [])]
+
+    # R = 0.5 for the teacher's step, 0 for a rejected one, 0.1 for any other
+    if same_step(teacher, t["question"], before, step, t["chosen"]):
+        parts["chosen"] = True
+        return 0.5, parts
+    if any(same_step(teacher, t["question"], before, step, other) for other in rejected):
+        parts["rejected"] = True
+        return 0.0, parts
+    return 0.1, parts
+
+
+def group_advantages(rewards: Tensor, eps: float = 1e-6) -> Tensor:
+    """A_i = (R_i - mean) / (std + eps) within the last dimension: (..., G) -> (..., G).
+
+    The std is the unbiased one, as in GRPO's code. [1, 0, 0.5] -> [1, -1, 0]; equal rewards, or a group of
+    one, -> zeros.
+    """
+    if rewards.shape[-1] < 2:
+        return torch.zeros_like(rewards)
+    centred = rewards - rewards.mean(-1, keepdim=True)
+    advantages = centred / (rewards.std(-1, keepdim=True) + eps)
+    unequal = centred.abs().amax(-1, keepdim=True) > eps
+    return torch.where(unequal, advantages, 0.0)
+
+
+def policy_loss(logps: Tensor, old_logps: Tensor, advantages: Tensor, clip: float = 0.2,
+                dual_clip: float = 0.0) -> tuple[Tensor, dict[str, Tensor]]:
+    """The clipped loss of each sampled token: (N,) each -> (N,), {"clip_fraction"}.
+
+    The advantage of a rollout stands at each of its tokens. Dual clip (Ye et al. 2020) bounds the loss of a
+    token by -dual_clip * A where A < 0. Ratio 1.5, A 1, clip 0.2 -> loss -1.2, no gradient.
+    """
+    ratio = torch.exp(logps - old_logps)                                   # (N,)
+    plain = ratio * advantages
+    clipped = ratio.clamp(1 - clip, 1 + clip) * advantages
+    gain = torch.minimum(plain, clipped)
+    if dual_clip:
+        gain = torch.where(advantages < 0, torch.maximum(gain, dual_clip * advantages), gain)
+    outside = (clipped < plain).sum().detach()                             # tokens without a gradient
+    return -gain, {"clip_fraction": outside / max(1, len(logps))}
+
+
+def k3(logps: Tensor, reference_logps: Tensor) -> Tensor:
+    """Per token, the unbiased and never negative estimate of KL(policy || reference): exp(d) - d - 1."""
+    d = reference_logps - logps
+    return torch.exp(d) - d - 1
+
+
+def grpo_loss(logps: Tensor, old_logps: Tensor, advantages: Tensor, reference_logps: Tensor | None,
+              tokens: int, args: argparse.Namespace) -> tuple[Tensor, dict[str, float]]:
+    """A micro-batch's part of the loss, (N,) each -> scalar, its parts of the log.
+
+    tokens: the sampled tokens of the whole mini-batch, over all ranks; the parts add up to its mean.
+    """
+    losses, stats = policy_loss(logps, old_logps, advantages, args.clip, args.dual_clip)
+    loss = losses.sum() / tokens
+    log = {"clip_fraction": float(stats["clip_fraction"]) * len(logps) / tokens,
+           "logp_gap": float((logps.detach() - old_logps).abs().sum()), "kl": 0.0}
+    if reference_logps is not None:
+        kl = k3(logps, reference_logps).sum() / tokens
+        loss = loss + args.kl * kl
+        log["kl"] = float(kl.detach())
+    log["loss"] = float(loss.detach())
+    return loss, log
+
+
+# ---- flags ----
+
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     p = argparse.ArgumentParser(description=__doc__, formatter_class=Help)
     g = p.add_argument_group("files")
     g.add_argument("--model", required=True, help="Hugging Face folder to start from")
@@ -97,353 +200,206 @@ def parse_args(argv=None):
                    help="stop if engine and trainer differ by more, mean over tokens, in nats")
     g.add_argument("--vllm-memory", type=float, default=0.5,
                    help="share of the GPU for vLLM while it generates; while the trainer works it has none")
-    add_training_flags(g)
-    g.add_argument("--pack", action=argparse.BooleanOptionalAction, default=True,
-                   help="rows in which a group's prefix stands once; otherwise padded rollouts")
-    g.add_argument("--row-tokens", type=int, default=16384,
-                   help="tokens per forward pass and rank, for --pack; changes memory, not results")
-    g.add_argument("--wandb", metavar="PROJECT", help="also log to this project of Weights & Biases")
-    g.add_argument("--save-every", type=int, default=20, help="steps between saved states")
+    training_flags(g, row_tokens=16384, save_every=20)
     g.add_argument("--show-every", type=int, default=10,
                    help="steps between groups put in rollouts.jsonl and, as text, in OUT/rollouts/")
-    add_sampling_flags(p, temperature=1.0, top_p=1.0, top_k=0)
-    add_env_flags(p)
-    add_teacher_flags(p)
+    sampling_flags(p, temperature=1.0, top_p=1.0, top_k=0)
+    env_flags(p)
+    teacher_flags(p)
     return p.parse_args(argv)
 
 
-# ---- the mathematics ----
+# ---- starts ----
 
-def truncate(messages, step):
-    """The messages before a step: the question, and every earlier step with its observation.
-
-    [question, plan, None, step 1, observation 1, step 2], step 2
-    -> [question, plan, None, step 1, observation 1]
-    """
-    return messages[:1 + 2 * step]
-
-
-def group_advantages(rewards, eps=1e-6):
-    """A_i = (R_i - mean) / (std + eps) within each row: (B, G) -> (B, G).
-
-    The std is the unbiased one, as in GRPO's code. [[1, 0, 0.5]] -> [[1, -1, 0]]; equal rewards -> zeros.
-    """
-    centred = rewards - rewards.mean(1, keepdim=True)
-    if rewards.shape[1] < 2:
-        return torch.zeros_like(rewards)
-    return torch.where(centred.abs().amax(1, keepdim=True) > eps,
-                       centred / (rewards.std(1, keepdim=True) + eps), 0.0)
-
-
-def policy_loss(logps, old_logps, advantages, loss_mask, clip=0.2, dual_clip=0.0, denominator=None):
-    """Clipped policy gradient, mean over tokens -> scalar, {"clip_fraction", "ratio"}.
-
-    logps, old_logps, loss_mask (B, T); advantages (B,), or any shape that broadcasts over tokens.
-    `denominator`: number of tokens to divide by, where this is a part of a larger batch. Dual clip (Ye et
-    al. 2020) bounds the loss of a token by -dual_clip * A where A < 0. Ratio 1.5, A 1, clip 0.2 -> loss -1.2
-    and no gradient; ratio 0.5 -> -0.5.
-    """
-    if advantages.dim() < logps.dim():
-        advantages = advantages[:, None]
-    mask = loss_mask.to(logps.dtype)
-    ratio = torch.exp(logps - old_logps)                                                # (B, T)
-    plain, clipped = ratio * advantages, ratio.clamp(1 - clip, 1 + clip) * advantages
-    gain = torch.minimum(plain, clipped)
-    if dual_clip:
-        gain = torch.where(advantages < 0, torch.maximum(gain, dual_clip * advantages), gain)
-    count = mask.sum().clamp(min=1) if denominator is None else denominator
-    stats = {"clip_fraction": ((clipped < plain) * mask).sum().detach() / count,
-             "ratio": (ratio * mask).sum().detach() / count}
-    return -(gain * mask).sum() / count, stats
-
-
-def k3(logps, reference_logps):
-    """Per token, the unbiased and never negative estimate of KL(policy || reference): exp(d) - d - 1."""
-    d = reference_logps - logps
-    return torch.exp(d) - d - 1
-
-
-# ---- starts and rewards ----
-
-def load_starts(path, short_horizon):
+def load_starts(path: str, short_horizon: bool) -> list[Record]:
     """RL records -> starts for `make_episodes`; `key` is the index of the key step, None if there is none."""
     starts = []
-    for line, r in read_jsonl(path):
+    for line, record in read_jsonl(path):
         for field in ("id", "question", "answer", "messages"):
-            if not r.get(field):
+            if not record.get(field):
                 raise InputError(f"{path}, line {line}: field `{field}` is missing")
-        key = step_of(r["messages"]) if r.get("chosen") else None
-        starts.append({**r, "key": key,
-                       "messages": r["messages"] if short_horizon else truncate(r["messages"], 0)})
+        key = None
+        if record.get("chosen"):
+            key = step_of(record["messages"])
+        messages = record["messages"]
+        if not short_horizon:
+            messages = truncate(messages, 0)
+        starts.append({**record, "key": key, "messages": messages})
     if not starts:
         raise InputError(f"{path}: no record to train on")
     return starts
 
 
-def reward(trajectory, teacher, args):
-    """-> reward, {"correct", "chosen", "rejected"}: what it was made of. Raises BadReply of the judge."""
-    t, key = trajectory, trajectory["key"]
-    parts = dict(correct=False, chosen=False, rejected=False)
-    if t["stop"] == "answer":
-        parts["correct"] = bool(correct_answer(teacher, t["question"], t["prediction"], t["answer"]))
-    if parts["correct"] or key is None or not args.key_step_reward:
-        return float(parts["correct"]), parts
-    steps, finished = step_of(t["messages"]), t["stop"] == "answer"
-    if (steps <= key or args.key_step_finished and not finished
-            or args.key_step_not_answer and finished and steps == key + 1):
-        return 0.0, parts
-    step, before = step_at(t["messages"], key, t["prediction"]), truncate(t["messages"], key)
+# ---- rewards of a step ----
 
-    def same(other):
-        return bool(same_step_cheap(step, other)) or teacher.same_step(t["question"], before, step, other)
-    parts["chosen"] = same(t["chosen"])
-    parts["rejected"] = not parts["chosen"] and any(map(same, [t["rejected"], *t.get("also_rejected", [])]))
-    return key_step_reward(False, parts["chosen"], parts["rejected"]), parts
+def rewarded(episode: Episode, teacher: Teacher, args: argparse.Namespace) -> Record:
+    """The trajectory of an episode with its reward; without one if search, interpreter or judge failed."""
+    trajectory = episode.trajectory()
+    if episode.stop == "failed" or episode.interpreter.lost:
+        return trajectory
+    try:
+        value, parts = reward(trajectory, teacher, args)
+    except BadReply:
+        return trajectory
+    return trajectory | {"reward": value} | {f"reward_{name}": part for name, part in parts.items()}
 
 
-def score(groups, teacher, args, pool):
-    """Rewards and advantages of groups of episodes -> groups of `Rollout`, counts for the log.
+def score(groups: list[list[Episode]], teacher: Teacher, args: argparse.Namespace,
+          pool: ThreadPoolExecutor) -> tuple[list[list[Record]], list[list[Rollout]]]:
+    """Groups of episodes -> their trajectories with rewards, and what to train on: rollouts with advantages.
 
-    The judge is asked concurrently; rollouts without a reward are left out of their group.
+    The judge is asked concurrently. Rollouts without a reward are left out of their group.
     """
-    episodes = [e for group in groups for e in group]
-    for e in episodes:
-        e.record = e.trajectory()
-    futures = {id(e): pool.submit(reward, e.record, teacher, args) for e in episodes
-               if e.stop != "failed" and not e.interpreter.lost}
-    log = dict(rollouts=len(episodes), reward=0.0, correct=0, chosen=0, rejected=0, zero_variance=0,
-               dropped=0, truncated=0, response_tokens=sum(sum(e.loss_mask) for e in episodes),
-               entropy=-sum(sum(e.logps) for e in episodes), groups=len(groups))
+    futures = [[pool.submit(rewarded, e, teacher, args) for e in group] for group in groups]
+    trajectories = [[future.result() for future in group] for group in futures]
     trained = []
-    for group in groups:
-        scored = []
-        for e in group:
-            log["truncated"] += e.stop == "max_tokens"
-            try:
-                value, parts = futures[id(e)].result()
-            except (KeyError, BadReply):               # the search, the interpreter or the judge failed
-                log["dropped"] += 1
-                continue
-            e.record.update(reward=value, **{f"reward_{k}": v for k, v in parts.items()})
-            for k, v in dict(reward=value, **parts).items():
-                log[k] += v
-            scored.append((e, value))
-        rewards = torch.tensor([[value for _, value in scored]])
-        advantages = group_advantages(rewards)[0].tolist() if scored else []
-        log["zero_variance"] += not any(advantages)
-        trained.append([Rollout(e.ids, e.loss_mask, e.logps, a, e.prompt)
-                        for (e, _), a in zip(scored, advantages)])
-    return trained, log
+    for episodes, played in zip(groups, trajectories):
+        kept = [(e, t["reward"]) for e, t in zip(episodes, played) if "reward" in t]
+        advantages = group_advantages(torch.tensor([value for _, value in kept]))     # (G,)
+        trained.append([Rollout(e.ids, e.loss_mask, e.logps, advantage, e.prompt)
+                        for (e, _), advantage in zip(kept, advantages.tolist())])
+    return trajectories, trained
 
 
 # ---- one update ----
 
-def update(engine, groups, reference, args, device):
-    """One clipped update on this rank's groups of a mini-batch -> sums for the log, gradient norm or None."""
-    tokens, = sum_over_ranks(sum(sum(r.loss_mask) for group in groups for r in group))
-    live = [[r for r in group if r.advantage or args.kl] for group in groups]
-    if args.pack:
-        micro = [pack_groups(row, device) for row in share_prefixes(live, args.row_tokens)]
-    else:
-        rollouts = sorted((r for group in live for r in group), key=lambda r: len(r.input_ids))
-        micro = [pad_rollouts(rollouts[i:i + args.micro_batch], device)
-                 for i in range(0, len(rollouts), args.micro_batch)]
-    count = torch.tensor(len(micro), device=device)
-    torch.distributed.all_reduce(count, op=torch.distributed.ReduceOp.MAX)
-    micro += [pack_groups([], device)] * (int(count) - len(micro))                 # as many passes on every rank
-    log = dict(loss=0.0, clip_fraction=0.0, logp_gap=0.0, kl=0.0,
-               trained_tokens=sum(sum(r.loss_mask) for group in live for r in group))
+def update(trainer: Any, groups: list[list[Rollout]], reference: LogProbs | None, args: argparse.Namespace,
+           device: torch.device) -> tuple[Counter, float | None]:
+    """One clipped update on this rank's groups of a mini-batch -> sums for the log, gradient norm or None.
+
+    A group is one packed row [prefix, r_1 … r_G] (`pack_groups`): the shared prefix is computed once.
+    """
+    sampled, = sum_over_ranks(sum(sum(r.loss_mask) for group in groups for r in group))
+    tokens = max(1, sampled)
+    live = [[r for r in group if r.advantage or args.kl] for group in groups]     # others carry no gradient
+    log = Counter(trained_tokens=sum(sum(r.loss_mask) for group in live for r in group))
+    micro = rollout_batches(live, device, args.row_tokens if args.pack else None, args.micro_batch)
+    missing = most_over_ranks(len(micro)) - len(micro)     # every rank brings equally many
+    micro += [pack_groups([], device)] * missing
     if not micro:
         return log, None
 
-    def loss_of(inputs, predict, target, old_logps, advantages):
-        logps = engine(inputs, predict, target, args.temperature)                # (N,) the sampled tokens
-        loss, stats = policy_loss(logps, old_logps, advantages, torch.ones_like(logps), args.clip,
-                                  args.dual_clip, max(tokens, 1))
+    def loss_of(inputs: dict, predict: Tensor, target: Tensor, old_logps: Tensor,
+                advantages: Tensor) -> Tensor:
+        logps = trainer(inputs, predict, target, args.temperature)                # (N,) the sampled tokens
+        reference_logps = None
         if reference is not None:
             with torch.no_grad():
-                away = reference(inputs, predict, target, args.temperature)
-            kl = k3(logps, away).sum() / max(tokens, 1)
-            loss, log["kl"] = loss + args.kl * kl, log["kl"] + float(kl.detach())
-        log["loss"] += float(loss.detach())
-        log["clip_fraction"] += float(stats["clip_fraction"])
-        log["logp_gap"] += float((logps.detach() - old_logps).abs().sum())
+                reference_logps = reference(inputs, predict, target, args.temperature)
+        loss, parts = grpo_loss(logps, old_logps, advantages, reference_logps, tokens, args)
+        log.update(parts)
         return loss
 
-    return log, optimizer_step(engine, micro, loss_of, args.lr)
+    norm = optimizer_step(trainer, micro, loss_of, args.lr)
+    return log, norm
 
 
 # ---- main ----
 
-def make_engine(args, engine, tokenizer, device, probe):
-    """The generator, and a function that brings it the trainer's weights -> gap between the two after it.
-
-    The gap is that of the log-probs of greedy tokens after `probe`, mean over tokens, in nats; 0 where both
-    are one model, or plain copies.
-    """
-    if args.engine == "url":
-        raise InputError("--engine url has no token ids and log-probs: it is for mps.py and eval.py")
-    if args.engine == "vllm":
-        if args.top_p < 1 or args.top_k:
-            raise InputError("--engine vllm gives log-probs after --top-p and --top-k: train with 1 and 0")
-        dtype = {"bf16": "bfloat16", "fp32": "float32"}[args.dtype]
-        generator = VLLMEngine(args.model, Chat(tokenizer), args.vllm_memory, args.seed, dtype, True)
-
-        def sync():
-            generator.load(full_weights(engine))
-            prompt = generator.chat.encode(probe)[0]
-            tokens, theirs = generator.greedy(prompt)
-            mask, none = [0] * len(prompt) + [1] * len(tokens), [0.0] * len(prompt)
-            *what, theirs, _ = pad_rollouts([Rollout(prompt + tokens, mask, none + theirs, 0.0, len(prompt))], device)
-            with torch.no_grad():
-                return float((engine(*what) - theirs).abs().mean())
-        return generator, sync
-    if args.zero < 3:
-        return TorchEngine(engine.module.model, Chat(tokenizer), args.rollout_batch), lambda: 0.0
-    policy, _ = load_policy(args.model, args)  # ZeRO-3 shards: generate with a copy
-    policy.to(device, dtype=next(engine.module.parameters()).dtype)
-    state = dict(policy.model.named_parameters())
-
-    def sync():
-        for name, p in full_weights(engine):
-            if name in state:
-                state[name].data.copy_(p)
-        return 0.0
-    return TorchEngine(policy.model, Chat(tokenizer), args.rollout_batch), sync
-
-
-def evaluate(generator, tasks, search, args):
+def evaluate(engine: Engine, tasks: list[Record], search: Any, args: argparse.Namespace) -> float:
     """Share of the held-out tasks solved greedily, this rank's part of them summed over ranks."""
-    rank, world = torch.distributed.get_rank(), torch.distributed.get_world_size()
-    played = rollout(generator, part_of_rank(tasks, rank, world), max_steps=args.max_steps,
-                     max_tokens=args.max_tokens, search=search, temperature=0)
-    right, n = sum_over_ranks(
-        sum(correct_answer(None, t["question"], t["prediction"], t["answer"]) for t in played), len(played))
-    return right / n
+    mine = part_of_rank(tasks, torch.distributed.get_rank(), torch.distributed.get_world_size())
+    right = 0
+    for t in rollout(engine, mine, max_steps=args.max_steps, max_tokens=args.max_tokens, search=search,
+                     temperature=0):
+        right += correct_answer(None, t["question"], t["prediction"], t["answer"])
+    solved, played = sum_over_ranks(right, len(mine))
+    return solved / played
 
 
-def summary(counts, updates):
-    """A step's counts and [(sums, gradient norm)] of its updates, on this rank -> the log, over all ranks."""
-    n = dict(zip(counts, sum_over_ranks(*counts.values())))
-    sums = [dict(zip(s, sum_over_ranks(*s.values()))) for s, _ in updates]
-    norms = [norm for _, norm in updates if norm is not None]
-    scored, rollouts = max(1, n["rollouts"] - n["dropped"]), max(1, n["rollouts"])
-    return dict(reward=n["reward"] / scored, reward_correct=n["correct"] / scored,
-                reward_chosen=n["chosen"] / scored, reward_rejected=n["rejected"] / scored,
-                zero_variance=n["zero_variance"] / max(1, n["groups"]), dropped=n["dropped"],
-                truncated=n["truncated"] / rollouts, response_tokens=n["response_tokens"] / rollouts,
-                entropy=n["entropy"] / max(1, n["response_tokens"]),          # E[-log p], as it was sampled
-                loss=sum(s["loss"] for s in sums), kl=sum(s["kl"] for s in sums) / len(sums),
-                clip_fraction=sum(s["clip_fraction"] for s in sums) / len(sums),
-                logp_gap=sums[0]["logp_gap"] / max(1, sums[0]["trained_tokens"]),
-                updates=len(norms), grad_norm=sum(norms) / max(1, len(norms)))
-
-
-def show(file, folder, step, group):
-    """Append a group of rollouts to rollouts.jsonl, and write it as text to read."""
-    os.makedirs(folder, exist_ok=True)
-    with open(os.path.join(folder, f"step-{step}.txt"), "w", encoding="utf-8") as f:
-        for i, r in enumerate(e.record for e in group):
-            append_jsonl(file, {"step": step, **r})
-            made_of = ", ".join(k.removeprefix("reward_") for k in r if k.startswith("reward_") and r[k])
-            f.write(f"==== rollout {i}: reward {r.get('reward')} ({made_of or '-'}), stop {r['stop']}, "
-                    f"prediction {r['prediction']}, answer {r['answer']}\n{r['messages'][0]['content']}\n"
-                    f"{render(r['messages'])}\n\n")
-
-
-def main(args):
+def main(args: argparse.Namespace) -> None:
     rank, world, device = start_distributed()
-    log = print if rank == 0 else lambda *_, **__: None
+
+    def log(text: str) -> None:
+        if rank == 0:
+            print(text, flush=True)
+
     if os.path.exists(os.path.join(args.out, "config.json")):
-        return log(f"{args.out} is finished already")
+        log(f"{args.out} is finished already")
+        return
+    if args.prompts % args.mini_batch:
+        raise InputError(f"--prompts {args.prompts} is not a multiple of --mini-batch {args.mini_batch}")
     for name, n in ("--prompts", args.prompts), ("--mini-batch", args.mini_batch):
         if n % world:
             raise InputError(f"{name} {n} is not a multiple of the {world} ranks")
-    if args.prompts % args.mini_batch:
-        raise InputError(f"--prompts {args.prompts} is not a multiple of --mini-batch {args.mini_batch}")
     starts = load_starts(args.data, args.short_horizon)
     eval_tasks = read_tasks(args.eval_tasks) if args.eval_tasks else []
     steps = args.steps or math.ceil(args.epochs * len(starts) / args.prompts)
+    teacher = Teacher.from_args(args)
     set_sandbox(args.sandbox, args.preload)
-    teacher, search = Teacher.from_args(args), search_from_args(args)
-    policy, tokenizer = load_policy(args.model, args)
+    search = search_from_args(args)
+    chat = load_chat(args.model)
+    policy = load_policy(args.model, args)
+    reference = load_policy(args.model, args).to(device).eval() if args.kl else None
+    trainer = make_trainer(policy, args)
+    engine = trainer_engine(args, trainer, chat, device)
+    probe = starts[0]["messages"]                          # what a sync is checked with
+    state = load_state(trainer, args.out)
+    done = state.get("step", 0)
+    best = state.get("best")                               # share of the held-out tasks solved so far
+    if done:
+        sync(engine, trainer, probe, device)
     if rank == 0:
         save_args(args, os.path.join(args.out, "args.json"))
-    reference = load_policy(args.model, args)[0].to(device).eval() if args.kl else None
-    engine = deepspeed_engine(policy, args)
-    generator, sync = make_engine(args, engine, tokenizer, device, starts[0]["messages"])
-    state = load_state(engine, args.out)
-    done, best = state.get("step", 0), state.get("best")
-    if done:
-        sync()
-    metrics = open_metrics(args.out, done) if rank == 0 else None
-    shown = open_metrics(args.out, done, "rollouts.jsonl") if rank == 0 else None
-    publish = start_wandb(args) if rank == 0 and args.wandb else lambda row: None
+        shown = open_metrics(args.out, done, "rollouts.jsonl")
+    metrics = Metrics(args, rank, done)
     log(f"{len(starts)} starts; {steps} steps of {args.prompts} starts x {args.group} rollouts, "
         f"{args.prompts // args.mini_batch} updates each; from step {done}")
     pool = ThreadPoolExecutor(args.concurrency)
 
-    def keep_best(accuracy):
-        nonlocal best
-        if best is None or accuracy > best:
-            best = accuracy
-            save_model(engine, tokenizer, os.path.join(args.out, "best"))
-        return accuracy
-
-    if eval_tasks and best is None:                                        # the start is the first to beat
-        log(f"before training: eval {keep_best(evaluate(generator, eval_tasks, search, args)):.3f}")
+    if eval_tasks and best is None:                        # the starting model is the first to beat
+        best = evaluate(engine, eval_tasks, search, args)
+        save_model(trainer, chat.tokenizer, os.path.join(args.out, "best"))
+        log(f"before training: eval {best:.3f}")
 
     for step in range(done, steps):
         # ---- rollout: this rank's starts, one replayed prefix and G forks each ----
         clock = [time.time()]
-        batch = [starts[permutation(len(starts), args.seed, i // len(starts))[i % len(starts)]]
-                 for i in range(step * args.prompts + rank, (step + 1) * args.prompts, world)]
         skipped = []
+        places = range(step * args.prompts + rank, (step + 1) * args.prompts, world)
+        batch = shuffled(starts, places, args.seed)
         episodes = make_episodes(batch, args.group, args.max_steps, args.max_tokens, search, skipped)
         for start, reason in skipped:
             print(f"rank {rank}: {start['id']} is left out, its prefix does not replay: {reason}", flush=True)
-        generator.play(episodes, **sampling_from_args(args, 7919 * step))
-        generator.sleep()
+        engine.play(episodes, **sampling_from_args(args, 7919 * step))
+        engine.sleep()
         clock.append(time.time())
 
         # ---- reward ----
         groups = [episodes[i:i + args.group] for i in range(0, len(episodes), args.group)]
-        trained, counts = score(groups, teacher, args, pool)
+        trajectories, trained = score(groups, teacher, args, pool)
+        counts = count_rollouts(groups, trajectories, trained)
         clock.append(time.time())
 
         # ---- update: every mini-batch once ----
         size = args.mini_batch // world
-        updates = [update(engine, trained[i:i + size], reference, args, device)
+        updates = [update(trainer, trained[i:i + size], reference, args, device)
                    for i in range(0, args.prompts // world, size)]
-        sync_gap = sum_over_ranks(sync())[0] / world
+        sync_gap = sum_over_ranks(sync(engine, trainer, probe, device))[0] / world
         clock.append(time.time())
 
         # ---- log ----
-        row = dict(step=step + 1, skipped=sum_over_ranks(len(skipped))[0], **summary(counts, updates),
-                   sync_gap=sync_gap, seconds_rollout=clock[1] - clock[0], seconds_reward=clock[2] - clock[1],
-                   seconds_update=clock[3] - clock[2])
-        if not max(row["logp_gap"], sync_gap) <= args.max_logp_gap:                # also if it is no number
-            raise InputError(f"step {step + 1}: engine and trainer disagree by {row['logp_gap']:.3f} nats "
-                             f"a token ({sync_gap:.3f} after the update), more than --max-logp-gap")
+        row = {"step": step + 1, "skipped": sum_over_ranks(len(skipped))[0], **summary(counts, updates),
+               "sync_gap": sync_gap, "seconds_rollout": clock[1] - clock[0],
+               "seconds_reward": clock[2] - clock[1], "seconds_update": clock[3] - clock[2]}
+        for name in ("logp_gap", "sync_gap"):
+            if math.isnan(row[name]) or row[name] > args.max_logp_gap:
+                raise InputError(f"step {step + 1}: engine and trainer disagree by {row[name]:.3f} nats a "
+                                 f"token ({name}), more than --max-logp-gap {args.max_logp_gap}")
         if eval_tasks and ((step + 1) % args.eval_every == 0 or step + 1 == steps):
-            row["eval_accuracy"] = keep_best(evaluate(generator, eval_tasks, search, args))
-        if rank == 0:
-            append_jsonl(metrics, row)
-            publish(row)
-            if (step + 1) % args.show_every == 0 or step == 0:
-                show(shown, os.path.join(args.out, "rollouts"), step + 1, groups[0] if groups else [])
-            print(f"step {step + 1}/{steps}  reward {row['reward']:.3f}  right {row['reward_correct']:.3f}  "
-                  f"no variance {row['zero_variance']:.2f}  tokens {row['response_tokens']:.0f}  "
-                  f"grad norm {row['grad_norm']:.2f}  gap {row['logp_gap']:.1e}  "
-                  f"{row['seconds_rollout']:.1f} + {row['seconds_reward']:.1f} + "
-                  f"{row['seconds_update']:.1f} s"
-                  + (f"  eval {row['eval_accuracy']:.3f}" if "eval_accuracy" in row else ""), flush=True)
+            row["eval_accuracy"] = evaluate(engine, eval_tasks, search, args)
+            if row["eval_accuracy"] > best:
+                best = row["eval_accuracy"]
+                save_model(trainer, chat.tokenizer, os.path.join(args.out, "best"))
+        metrics.write(row)
+        log(log_line(row, steps))
+        if rank == 0 and trajectories and ((step + 1) % args.show_every == 0 or step == 0):
+            show_rollouts(shown, os.path.join(args.out, "rollouts"), step + 1, trajectories[0])
         if (step + 1) % args.save_every == 0 and step + 1 < steps:
-            save_state(engine, args.out, step + 1, best=best)
+            save_state(trainer, args.out, step + 1, best=best)
 
-    save_model(engine, tokenizer, args.out)
-    if rank == 0:
-        shutil.rmtree(os.path.join(args.out, "state"), ignore_errors=True)
+    save_model(trainer, chat.tokenizer, args.out)
+    remove_state(args.out)
     log(f"{args.out}: trained")
 
 

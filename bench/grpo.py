@@ -83,20 +83,22 @@ def measure(work, small, repeats):
     return dict(cpu=min(found)[0], seconds=min(found)[1], memory=peak - before)
 
 
-def our_engine(vocabulary, *flags):
+def our_trainer(vocabulary, *flags):
     import grpo_short
-    from sft import LogProbs, deepspeed_engine, start_distributed
+    from plumbing.models import LogProbs
+    from plumbing.ranks import start_distributed
+    from plumbing.trainer import make_trainer
     _, _, device = start_distributed()
     args = grpo_short.parse_args(["--model", "m", "--data", "d", "--out", "o", "--teacher-url", "u",
                                   "--dtype", "fp32", "--lr", "1e-6", *flags])
     model, tokenizer = make_model(vocabulary)
-    return deepspeed_engine(LogProbs(model), args), tokenizer, args, device
+    return make_trainer(LogProbs(model), args), tokenizer, args, device
 
 
 def ours(P, R, G, vocabulary, repeats, *flags):
     import grpo_short
-    engine, _, args, device = our_engine(vocabulary, *flags)
-    update = lambda rollouts: grpo_short.update(engine, [rollouts], None, args, device)
+    trainer, _, args, device = our_trainer(vocabulary, *flags)
+    update = lambda rollouts: grpo_short.update(trainer, [rollouts], None, args, device)
     rollouts, small = make_rollouts(P, R, G, vocabulary), make_rollouts(16, 16, 2, vocabulary)
     return measure(lambda: update(rollouts), lambda: update(small), repeats)
 
@@ -152,20 +154,24 @@ def question(tokenizer, P):
 
 def our_step(P, R, G, vocabulary, repeats, *flags):
     import grpo_short
-    from env import TorchEngine, make_episodes
-    engine, tokenizer, args, device = our_engine(vocabulary, *flags)
-    generator, phases = TorchEngine(engine.module.model, tokenizer), {}
+    import torch
+
+    from env import Chat, make_episodes
+    from plumbing.engines import TorchEngine
+    from plumbing.packing import Rollout
+    trainer, tokenizer, args, device = our_trainer(vocabulary, *flags)
+    engine, phases = TorchEngine(trainer.module.model, Chat(tokenizer)), {}
 
     def step(P, R, G):
         clock = time.process_time()
         start = dict(id="a", question=question(tokenizer, P), answer="1", key=None)
         episodes = make_episodes([start], G, 8, R)
-        generator.play(episodes)
+        engine.play(episodes)
         phases["generation"] = time.process_time() - clock
-        rewards = [[float(sum(e.ids) % 7) for e in episodes]]
-        advantages = grpo_short.group_advantages(grpo_short.torch.tensor(rewards))[0].tolist()
-        grpo_short.update(engine, [[grpo_short.Rollout(e.ids, e.loss_mask, e.logps, a, e.prompt)
-                                    for e, a in zip(episodes, advantages)]], None, args, device)
+        rewards = torch.tensor([float(sum(e.ids) % 7) for e in episodes])
+        advantages = grpo_short.group_advantages(rewards).tolist()
+        group = [Rollout(e.ids, e.loss_mask, e.logps, a, e.prompt) for e, a in zip(episodes, advantages)]
+        grpo_short.update(trainer, [group], None, args, device)
         assert min(len(e.ids) for e in episodes) == P + R
     return {**measure(lambda: step(P, R, G), lambda: step(32, 8, 2), repeats), **phases}
 

@@ -10,13 +10,13 @@ from test_sft import FAMILIES, tiny
 
 import env
 import grpo_short
-import judge
-import sft
+
+from plumbing.chat_api import BadReply
+from plumbing.engines import TorchEngine, sample
+from plumbing.models import LogProbs, load_model
 from plumbing.packing import Rollout, pack_groups, pad_rollouts, share_prefixes
-from plumbing.chat_api import BadReply  # noqa: E402
-from plumbing.engines import TorchEngine, sample  # noqa: E402
-from plumbing.models import LogProbs, load_model  # noqa: E402
-from plumbing.search import SearchFailed  # noqa: E402
+from plumbing.rl_log import count_rollouts, show_rollouts
+from plumbing.search import SearchFailed
 
 ARGS = "--model m --data d --out o --teacher-url u".split()
 
@@ -43,7 +43,7 @@ class OneRank:
 
     def __init__(self, monkeypatch):
         monkeypatch.setattr(grpo_short, "sum_over_ranks", lambda *numbers: list(numbers))
-        monkeypatch.setattr(torch.distributed, "all_reduce", lambda *_, **__: None)
+        monkeypatch.setattr(grpo_short, "most_over_ranks", lambda number: number)
         monkeypatch.setattr(grpo_short, "optimizer_step", self.step)
 
     def step(self, engine, micro, loss_of, lr):
@@ -105,7 +105,7 @@ def test_a_pass_without_rollouts_has_no_gradient():
     for batch in pack_groups([], "cpu"), pad_rollouts([], "cpu"):
         policy = LogProbs(tiny("qwen3"))
         logps = policy(*batch[:3])
-        grpo_short.policy_loss(logps, batch[3], batch[4], torch.ones_like(logps), denominator=7)[0].backward()
+        (grpo_short.policy_loss(logps, batch[3], batch[4])[0].sum() / 7).backward()
         assert len(logps) == 0 and all(p.grad is None or not p.grad.any() for p in policy.parameters())
 
 
@@ -120,8 +120,11 @@ def batch(G=4, B=3, T=19):
 
 
 def ours(logps, old, mask, rewards, dual_clip=0.0):
-    advantages = grpo_short.group_advantages(rewards).flatten()
-    loss, _ = grpo_short.policy_loss(logps, old, advantages, mask, 0.2, dual_clip)
+    advantages = grpo_short.group_advantages(rewards).flatten()                            # (B * G,)
+    sampled = mask.bool()
+    of_tokens = advantages[:, None].expand_as(logps)[sampled]
+    losses, _ = grpo_short.policy_loss(logps[sampled], old[sampled], of_tokens, 0.2, dual_clip)
+    loss = losses.mean()
     return advantages, loss, *torch.autograd.grad(loss, logps)
 
 
@@ -189,13 +192,13 @@ def test_a_bandit_learns():
         with torch.no_grad():
             logits = policy.model(torch.tensor([question])).logits[0, -1].expand(32, 61)
         tokens, old = sample(logits, torch.rand(32), 1.0, 1.0, 0)
-        rewards = (tokens < 30).float()[None]
+        rewards = (tokens < 30).float()
         group = [Rollout(question + [token], [0, 0, 0, 1], [0.0] * 3 + [p], a, 3) for token, p, a in
-                 zip(tokens.tolist(), old.tolist(), grpo_short.group_advantages(rewards)[0].tolist())]
+                 zip(tokens.tolist(), old.tolist(), grpo_short.group_advantages(rewards).tolist())]
         *what, old, advantages = pack_groups([group], "cpu")
         logps = policy(*what)
         optimizer.zero_grad()
-        grpo_short.policy_loss(logps, old, advantages, torch.ones_like(logps))[0].backward()
+        grpo_short.policy_loss(logps, old, advantages)[0].mean().backward()
         optimizer.step()
         means.append(rewards.mean().item())
     assert 0.3 < means[0] < 0.7 and sum(means[-5:]) / 5 > 0.9
@@ -205,12 +208,12 @@ def test_a_bandit_learns():
 
 def test_what_is_sampled_does_not_depend_on_ranks_or_batches(checkpoint):
     """Every other start on its own, in smaller batches, gives the rollouts that it gave among all of them."""
-    model, tokenizer = load_model(checkpoint, torch.float32)
+    model, chat = load_model(checkpoint, torch.float32), env.load_chat(checkpoint)
     starts = [dict(id=str(i), question="Cy has 6 pears." + " ?" * i, answer="6") for i in range(4)]
 
     def play(starts, batch):
         episodes = env.make_episodes(starts, 3, 2, 20)
-        TorchEngine(model, tokenizer, batch).play(episodes, seed=5)
+        TorchEngine(model, chat, batch).play(episodes, seed=5)
         return [e.ids for e in episodes]
     together = play(starts, 128)
     assert len({str(ids) for ids in together}) == 12                       # every copy differs
@@ -224,7 +227,7 @@ class Judge:
     def count(self, *_):
         pass
 
-    def same_answer(self, question, prediction, answers):
+    def same_answer(self, question, prediction, answers, **how):
         if prediction == "unclear":
             raise BadReply("no verdict")
         return prediction == "yes"
@@ -244,11 +247,12 @@ def test_what_failed_is_dropped_and_counted():
               [finished("failed"), finished("failed")],
               [finished("max_tokens"), finished("answer", "no", n=9)]]
     with ThreadPoolExecutor(4) as pool:
-        trained, log = grpo_short.score(groups, Judge(), grpo_short.parse_args(ARGS), pool)
+        trajectories, trained = grpo_short.score(groups, Judge(), grpo_short.parse_args(ARGS), pool)
     assert [[round(r.advantage, 3) for r in group] for group in trained] == [[0.707, -0.707], [], [0, 0]]
-    assert log == dict(rollouts=9, reward=1.0, correct=1, chosen=0, rejected=0, zero_variance=2, dropped=5,
-                       truncated=1, response_tokens=49, entropy=49.0, groups=3)
-    assert [e.record.get("reward") for e in groups[0]] == [1.0, None, 0.0, None, None]
+    assert count_rollouts(groups, trajectories, trained) == dict(
+        rollouts=9, reward=1.0, reward_correct=1, reward_chosen=0, reward_rejected=0, zero_variance=2, dropped=5,
+        truncated=1, response_tokens=49, entropy=49.0, groups=3)
+    assert [t.get("reward") for t in trajectories[0]] == [1.0, None, 0.0, None, None]
 
 
 def test_a_prefix_whose_search_fails_is_skipped_with_its_reason():
@@ -268,9 +272,9 @@ def test_a_prefix_whose_search_fails_is_skipped_with_its_reason():
 def test_rollouts_are_shown_as_text(tmp_path):
     e = finished("answer", "yes")
     e.messages.append({"role": "assistant", "content": "<thought>a</thought><code>1</code>"})
-    e.record = {**e.trajectory(), "reward": 1.0, "reward_correct": True, "reward_chosen": False}
+    r = {**e.trajectory(), "reward": 1.0, "reward_correct": True, "reward_chosen": False}
     with open(tmp_path / "rollouts.jsonl", "w") as f:
-        grpo_short.show(f, tmp_path / "rollouts", 7, [e, e])
+        show_rollouts(f, str(tmp_path / "rollouts"), 7, [r, r])
     text = (tmp_path / "rollouts" / "step-7.txt").read_text()
     assert text.count("reward 1.0 (correct), stop answer, prediction yes, answer right") == 2
     assert text.count("<thought>a</thought>") == 2

@@ -7,13 +7,12 @@ import torch
 
 import env
 import grpo_short
-import judge
 import mps
 import sft
-from plumbing.engines import sample  # noqa: E402
-from plumbing.models import LogProbs  # noqa: E402
-from plumbing.packing import collate, marked  # noqa: E402
-from plumbing.trajectory import step_of  # noqa: E402
+from plumbing.engines import sample
+from plumbing.models import LogProbs
+from plumbing.packing import collate, marked
+from plumbing.trajectory import step_of
 
 MESSAGES = [{"role": "user", "content": "Cy has 6 pears. How many pears does Cy have?"},
             {"role": "assistant",
@@ -141,25 +140,31 @@ def test_advantages():
                                atol=1e-6, rtol=1e-6)
 
 
+def flat(logps, old, advantages, mask):
+    """(B, T), (B, T), (B,), (B, T) -> the three of the sampled tokens, (N,) each."""
+    sampled = mask.bool()
+    return logps[sampled], old[sampled], advantages[:, None].expand_as(logps)[sampled]
+
+
 def test_loss_by_hand():
     logps = torch.log(torch.tensor([[0.5, 0.75, 0.2], [0.1, 0.9, 0.5]]))
     old = torch.log(torch.tensor([[0.5, 0.5, 0.4], [0.1, 0.1, 0.25]]))  # ratios 1, 1.5, 0.5 | 1, 9, 2
     mask = torch.tensor([[1, 1, 1], [1, 1, 0]])
-    loss, stats = grpo_short.policy_loss(logps, old, torch.tensor([2.0, -1.0]), mask, clip=0.2, dual_clip=3.0)
+    sampled = flat(logps, old, torch.tensor([2.0, -1.0]), mask)
+    losses, stats = grpo_short.policy_loss(*sampled, clip=0.2, dual_clip=3.0)
     # A 2: 2, min(3, 2.4), min(1, 1.6);  A -1: -1, max(min(-9, -1.2), -3);  the last token is masked
-    assert loss.item() == pytest.approx(-(2 + 2.4 + 1 - 1 - 3) / 5, abs=1e-6)
+    assert losses.tolist() == pytest.approx([-2, -2.4, -1, 1, 3], abs=1e-6)
     assert stats["clip_fraction"].item() == pytest.approx(1 / 5)
-    assert grpo_short.policy_loss(
-        logps, old, torch.tensor([2.0, -1.0]), mask, clip=0.2
-    )[0].item() == pytest.approx(-(2 + 2.4 + 1 - 1 - 9) / 5, abs=1e-6)
-    assert grpo_short.policy_loss(
-        logps, old, torch.tensor([2.0, -1.0]), mask, 0.2, 3.0, denominator=10
-    )[0].item() == pytest.approx(loss.item() / 2)
+    losses, _ = grpo_short.policy_loss(*sampled, clip=0.2)
+    assert losses.tolist() == pytest.approx([-2, -2.4, -1, 1, 9], abs=1e-6)
+    args = grpo_short.parse_args("--model m --data d --out o --teacher-url u".split())
+    loss, log = grpo_short.grpo_loss(*sampled, reference_logps=None, tokens=10, args=args)
+    assert loss.item() == pytest.approx((-2 - 2.4 - 1 + 1 + 3) / 10) and log["clip_fraction"] == pytest.approx(1 / 10)
 
 
 def test_gradient_of_the_loss_is_zero_where_it_is_clipped():
     logps = torch.log(torch.tensor([1.5, 0.5, 1.0])).requires_grad_()
-    grpo_short.policy_loss(logps, torch.zeros(3), torch.tensor([1.0, 1.0, 1.0]), torch.ones(3))[0].backward()
+    grpo_short.policy_loss(logps, torch.zeros(3), torch.tensor([1.0, 1.0, 1.0]))[0].mean().backward()
     torch.testing.assert_close(logps.grad, torch.tensor([0.0, -0.5 / 3, -1.0 / 3]))
 
 
@@ -173,7 +178,7 @@ def test_loss_equals_the_published_formula():
     verl = (losses * mask).sum() / mask.sum()
     trl = -(torch.min(ratio * advantages[:, None], ratio.clamp(0.8, 1.2) * advantages[:, None])
             * mask).sum() / mask.sum()
-    ours = grpo_short.policy_loss(logps, old, advantages, mask, 0.2)[0]
+    ours = grpo_short.policy_loss(*flat(logps, old, advantages, mask), 0.2)[0].mean()
     torch.testing.assert_close(ours, verl, atol=1e-6, rtol=1e-6)
     torch.testing.assert_close(ours, trl, atol=1e-6, rtol=1e-6)
 
@@ -182,12 +187,6 @@ def test_truncate():
     assert grpo_short.truncate(MESSAGES, 0) == MESSAGES[:1]
     assert grpo_short.truncate(MESSAGES, 2) == MESSAGES[:5]
     assert [step_of(grpo_short.truncate(MESSAGES, k)) for k in range(3)] == [0, 1, 2]
-
-
-def test_key_step_reward():
-    assert [judge.key_step_reward(*x) for x in [(True, False, True), (False, True, False),
-                                                (False, False, False), (False, False, True)]
-            ] == [1.0, 0.5, 0.1, 0.0]
 
 
 def trajectory(step, stop="answer", prediction="9", key=1):
@@ -225,6 +224,11 @@ def test_reward_of_a_rollout():
     assert value(chosen, "--key-step-not-answer") == 0.0          # here the key step is the last one
     assert value({**chosen, "key": None}) == 0.0                  # a start without a key step: 1 or 0
     assert grpo_short.reward(chosen, Equal(), plain)[1] == dict(correct=False, chosen=True, rejected=False)
+    # a right answer counts whatever its key step; the chosen step counts if it equals a rejected one as well
+    assert value({**wrong, "prediction": "6"}) == value({**chosen, "prediction": "6"}) == 1.0
+    assert value({**chosen, "rejected": chosen["chosen"]}) == 0.5
+    assert value({**wrong, "rejected": other["rejected"] | {"content": "<code>7</code>", "observation": "7"},
+                  "also_rejected": [wrong["rejected"]]}) == 0.0
 
 
 def test_sampling_follows_the_distribution():

@@ -1,0 +1,27 @@
+"""The trainer's weights on their way to the engine that generates, and the check that they arrived."""
+from typing import Any
+
+import torch
+
+from plumbing.checkpoints import full_weights
+from plumbing.engines import Engine
+from plumbing.packing import Rollout, pad_rollouts
+from plumbing.trajectory import Messages
+
+
+def sync(engine: Engine, trainer: Any, probe: Messages, device: torch.device) -> float:
+    """Hand the trainer's weights to the engine -> the gap between both after it.
+
+    The gap is that of the log-probs of greedy tokens after `probe`, mean over tokens, in nats; 0 where the
+    engine generates with the trainer's own model, or with a plain copy of it.
+    """
+    engine.load(full_weights(trainer))
+    if not engine.separate:
+        return 0.0
+    prompt, _ = engine.chat.encode(probe)
+    tokens, logps = engine.greedy(prompt)
+    greedy = Rollout(input_ids=prompt + tokens, loss_mask=[0] * len(prompt) + [1] * len(tokens),
+                     old_logps=[0.0] * len(prompt) + logps, advantage=0.0, prompt=len(prompt))
+    inputs, predict, target, engine_logps, _ = pad_rollouts([greedy], device)
+    with torch.no_grad():
+        return float((trainer(inputs, predict, target) - engine_logps).abs().mean())
