@@ -26,7 +26,6 @@ sys.path[:0] = [str(ROOT), str(ROOT / "demo")]   # before this folder, whose env
 import teacher as demo_teacher  # noqa: E402
 
 import env  # noqa: E402
-import judge  # noqa: E402
 import mps  # noqa: E402
 from plumbing.cli import sampling_from_args  # noqa: E402
 from plumbing.engines import load_engine  # noqa: E402
@@ -45,7 +44,7 @@ def failed_runs(tasks, engine, playing, args, options, search):
         for task, e in zip(tasks[at:], episodes):
             mentored = mps.Mentored(task, e, None, options)
             steps = demo_teacher.read_steps(render(e.messages))
-            if mentored.right(e):
+            if mentored.is_right(e):
                 continue
             guide = demo_teacher.Task(task["question"])
             results = ["a plan binds nothing here", *(guide.take(content) for content, _ in steps[1:])]
@@ -61,7 +60,7 @@ def search_all(runs, named, accuracy, engine, options):
     """The searches of all runs side by side, their trials played together -> what each found."""
     jobs, results = [], [None] * len(runs)
     for i, ((mentored, _), name) in enumerate(zip(runs, named)):
-        jobs.append((i, mentored.first_error(name, accuracy)))
+        jobs.append((i, mps.first_error(mentored, name, accuracy)))
     while jobs:
         asked = []
         for i, job in jobs:
@@ -81,7 +80,7 @@ def share(hits):
 
 def compare(student, temperature, args, options, search):
     """Prints the table of one student."""
-    engine = load_engine("torch", os.path.join(args.run, "ckpt", student))
+    engine = load_engine("torch", os.path.join(args.run, "ckpt", student), None, env.load_chat)
     tasks = read_tasks(os.path.join(args.run, "tasks/mps.jsonl"))
     playing = dict(temperature=temperature) | (dict(top_p=1, top_k=0) if temperature > 1 else {})
     runs, unclear = failed_runs(tasks, engine, playing, args, options, search)

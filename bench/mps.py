@@ -22,6 +22,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))                    # before this folder, whose env.py and mps.py are benches
@@ -60,6 +61,7 @@ def flags(args, url, out):
 
 class Timed:
     """An engine that counts the seconds it plays."""
+    batched = True
 
     def __init__(self, engine):
         self.engine, self.wall, self.cpu, self.batches = engine, 0.0, 0.0, 0
@@ -78,8 +80,8 @@ def waves(tasks, engine, teacher, search, args, done):
     for task in tasks:
         e = env.Episode(task, env.Interpreter(search), max_steps=args.max_steps, max_tokens=args.max_tokens)
         mentored = mps.Mentored(task, e, teacher, args)
-        live.append((mentored, mentored.run()))
-    with mps.ThreadPoolExecutor(args.concurrency) as pool:
+        live.append((mentored, mps.mentor(mentored)))
+    with ThreadPoolExecutor(args.concurrency) as pool:
         asked = [next(run) for _, run in live]
         while live:
             engine.play([e for episodes in asked for e in episodes], **sampling_from_args(args))
@@ -114,7 +116,7 @@ def measure(name, scheduler, tasks, engine, latency, args, url):
 def speed(args):
     import torch
     torch.set_num_threads(1)
-    tasks, engine = read_tasks(args.tasks)[:args.n], load_engine("torch", args.student)
+    tasks, engine = read_tasks(args.tasks)[:args.n], load_engine("torch", args.student, None, env.load_chat)
     print("| | latency, s | tasks | tasks a minute | s | calls | latency / slots, s | engine, s "
           "| engine, CPU s | batches | s / bound |\n" + "|---" * 11 + "|")
     for latency in args.latency:

@@ -15,14 +15,12 @@ import teacher as demo_teacher
 from conftest import ROOT, script
 from test_stages import BAD, CHAIN, Scripted, demonstrations, fast_student, lines, tasks, write  # noqa: F401
 
-import env
 import judge
 import mps
 import sft
-from plumbing.replies import tokens
-from plumbing.chat_api import TeacherDown  # noqa: E402
-from plumbing.replies import leaked  # noqa: E402
-from plumbing.search import search_from_args  # noqa: E402
+from plumbing.chat_api import TeacherDown
+from plumbing.replies import leaked, tokens
+from plumbing.search import search_from_args
 
 DATA = os.path.join(ROOT, "..", "shared", "data", "score_release")
 
@@ -289,7 +287,7 @@ def test_nor_that_of_a_real_run(tmp_path, student, teacher_url):
 # ---- the authors' released trajectories ----
 
 def released(record):
-    """The inverse of assets/release.py."""
+    """The inverse of plumbing/release.py."""
     given, m = dict(record["release"]), record["messages"]
     seen = [x["content"].removeprefix("Observation: ") for x in m[2::2]]
     seen += [record["prediction"]] * (record["stop"] == "answer")
@@ -309,7 +307,7 @@ def test_released_trajectories_are_read_without_loss(name, tokenizer):
     path = os.path.join(DATA, f"{name}_trajectories.jsonl")
     if not os.path.exists(path):
         pytest.skip("the authors' trajectories are not here (../shared/data/score_release)")
-    records = [json.loads(line) for line in script("-m", "plumbing.release", path).stdout.splitlines()]
+    records = [json.loads(line) for line in script("plumbing.release", path).stdout.splitlines()]
     assert [released(r) for r in records] == lines(path)
     for r in records:
         ids, mask = sft.encode(tokenizer, r["messages"], 1 << 20)
@@ -325,7 +323,7 @@ def test_sft_trains_on_released_trajectories(tmp_path, checkpoint):
     path = os.path.join(DATA, "math_bc_init_trajectories.jsonl")
     if not os.path.exists(path):
         pytest.skip("the authors' trajectories are not here (../shared/data/score_release)")
-    (tmp_path / "release.jsonl").write_text(script("-m", "plumbing.release", path).stdout)
+    (tmp_path / "release.jsonl").write_text(script("plumbing.release", path).stdout)
     script("sft.py", "--model", checkpoint, "--data", tmp_path / "release.jsonl", "--out", tmp_path / "out",
            "--dtype", "fp32", "--batch", 8, "--micro-batch", 2, "--steps", 6, "--lr", "1e-2")
     losses = [r["loss"] for r in lines(tmp_path / "out" / "metrics.jsonl")]
@@ -333,5 +331,5 @@ def test_sft_trains_on_released_trajectories(tmp_path, checkpoint):
 
 
 def test_what_is_no_released_trajectory_is_named(tmp_path):
-    done = script("-m", "plumbing.release", write(tmp_path / "t.jsonl", tasks(1)), check=False)
+    done = script("plumbing.release", write(tmp_path / "t.jsonl", tasks(1)), check=False)
     assert done.returncode == 2 and "t.jsonl, line 1: not a released trajectory" in done.stderr

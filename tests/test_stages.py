@@ -13,10 +13,10 @@ from conftest import ROOT, script
 import env
 import judge
 import mps
-from plumbing.search import make_search  # noqa: E402
-from plumbing.trajectory import step_of  # noqa: E402
 import teacher as demo_teacher
 import world
+from plumbing.search import make_search
+from plumbing.trajectory import step_of
 
 
 def tasks(n, seed=0, split="t"):
@@ -38,6 +38,7 @@ class Scripted:
 
     After a wrong step it gives a wrong answer, unless it is `stubborn` and goes on.
     """
+    batched = True
 
     def __init__(self, wrong, stubborn=False):
         self.wrong, self.stubborn, self.taken = wrong, stubborn, set()
