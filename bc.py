@@ -26,7 +26,7 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from env import Episode, Search
 from judge import Teacher, correct_answer
 from plumbing.chat_api import BadReply, Usage
-from plumbing.cli import Help, env_flags, teacher_flags, cli
+from plumbing.cli import Help, cli, env_flags, teacher_flags
 from plumbing.records import Record, append_jsonl, read_tasks, resume_jsonl, save_args
 from plumbing.search import SearchFailed, search_from_args
 from sandbox import Interpreter, set_sandbox

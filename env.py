@@ -1,45 +1,32 @@
-"""The environment of the agent: the agent loop, and the engines that generate.
+"""The agent and its environment: what every stage in which a model acts is built on.
 
-The interpreter that runs the agent's code is in assets/sandbox.py: one sealed process per trajectory, with
-`run`, `fork` and `close`; what it covers and what not is said there. Its web search is in assets/search.py.
-Here, top-down: the turn grammar and the chat template (`Chat`), which make rollouts and training see the same
-tokens; `Episode`, one rollout in progress; `rollout`; the engine that generates with a Transformers model.
-vLLM and endpoints are in assets/engines.py; all engines do the same: `play(episodes)`.
+  Chat      the chat template as constant strings, so that rollouts and training see the same tokens
+  act       one turn of the policy, run in the interpreter -> its observation
+  replay    the state after recorded turns, every observation compared with the record
+  Episode   one rollout in progress
+  rollout   episodes from tasks or prefixes, played by an engine -> trajectories
+
+The interpreter that runs the agent's code is a sealed process of its own; see sandbox/README.md for what it
+covers. What generates is in plumbing/engines.py, the web search in plumbing/search.py.
 """
 import re
 import zlib
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
+from plumbing.engines import Engine
+from plumbing.records import Record
 from plumbing.search import SearchFailed
-from plumbing.trajectory import code_of, step_of
-from sandbox.interpreter import Interpreter, Observation
+from plumbing.trajectory import Messages, code_of, step_of
+from sandbox import Interpreter, Observation
 
-
-# ---- agent loop ----
+Search = Callable[[str], str]              # query -> text of the results
 
 PLAN = re.compile(r"<first_thought>.*?</first_thought>", re.DOTALL)
 
 
-class ReplayMismatch(Exception):
-    """A recorded observation differs from what its code prints now."""
-
-
-def act(content, step, interpreter):
-    """Run what the policy wrote as its turn -> Observation, or None if there is no plan (step 0) or code."""
-    code = code_of(content)
-    if code is not None:
-        return interpreter.run(code)
-    return Observation("None", None, False) if step == 0 and PLAN.search(content) else None
-
-
-def replay(messages, interpreter):
-    """Bring a fresh interpreter to the state after `messages`; every observation must be the recorded one."""
-    for step, (said, seen) in enumerate(zip(messages[1::2], messages[2::2])):
-        now = act(said["content"], step, interpreter)
-        if now is None or "Observation: " + now.text != seen["content"]:
-            raise ReplayMismatch(f"step {step}: recorded {seen['content']!r}, now {now and now.text!r}")
-    return interpreter
-
+# ---- the chat template ----
 
 class Chat:
     """A tokenizer's chat template, taken apart into the constant strings between the messages' contents.
@@ -47,163 +34,281 @@ class Chat:
     Rollouts and training put the same strings together, so both see the same tokens, the newline after an end
     of turn included, and sampled tokens are never decoded and encoded again. Control tokens inside a content
     (say a search snippet with "<|im_end|>") are broken up first: text cannot open or end a turn.
+    Raises ValueError for a tokenizer without a template, or with one that does not keep earlier messages.
     """
 
-    def __init__(self, tokenizer):
-        name, self.tokenizer = tokenizer.name_or_path, tokenizer
+    def __init__(self, tokenizer: Any) -> None:
+        name = tokenizer.name_or_path
+        self.tokenizer = tokenizer
         if not getattr(tokenizer, "chat_template", None):
             raise ValueError(f'{name}: the tokenizer has no chat template; an "instruct" model is needed')
-        added = [str(t) for t in tokenizer.added_tokens_decoder.values() if t.special]
-        control = sorted({*tokenizer.all_special_tokens, *added}, key=len, reverse=True)
-        self.control = re.compile("|".join(map(re.escape, control)) or r"(?!)")
-        q, a, o = ({"role": r, "content": f"[[{i}]]"} for i, r in enumerate(("user", "assistant", "user")))
-        self.start, self.open = self.template([q], True).split("[[0]]")  # "<|im_end|>\n<|im_start|>…"
-        one, two = self.template([q, a]), self.template([q, a, o], True)
-        self.close = one.split("[[1]]")[-1]                              # after the assistant, "<|im_end|>\n"
-        self.between, last = two.split("[[1]]")[-1].split("[[2]]")        # … and on to the observation
+        self.control = control_tokens(tokenizer)
+
+        # three short conversations, with marks where the contents stand
+        question = {"role": "user", "content": "[[0]]"}
+        turn = {"role": "assistant", "content": "[[1]]"}
+        observation = {"role": "user", "content": "[[2]]"}
+        asked = self.template([question], generate=True)
+        answered = self.template([question, turn])
+        observed = self.template([question, turn, observation], generate=True)
+
+        self.start, self.open = asked.split("[[0]]")                     # open: "<|im_end|>\n<|im_start|>…"
+        self.close = answered.split("[[1]]")[-1]                         # after the last turn: "<|im_end|>\n"
+        self.between, last = observed.split("[[1]]")[-1].split("[[2]]")  # from a turn to its observation
         end = self.ids(self.close)[:1]
-        if two[:len(one)] != one or last != self.open or end != [tokenizer.eos_token_id]:
+        keeps_history = observed.startswith(answered) and last == self.open
+        if not keeps_history or end != [tokenizer.eos_token_id]:
             raise ValueError(f"{name}: the chat template rewrites history, or does not end the assistant's "
                              "turn with the end-of-sequence token; training on it would differ from using it")
-        self.end, self.end_text = end[0], tokenizer.decode(end)
+        self.end = end[0]                                                # the token that ends a turn
+        self.end_text = tokenizer.decode(end)
 
-    def template(self, messages, generate=False):
+    def template(self, messages: Messages, generate: bool = False) -> str:
+        """The text of messages by the tokenizer's own template; generate: and the start of the next turn."""
         return self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=generate)
 
-    def ids(self, text):
+    def ids(self, text: str) -> list[int]:
+        """The tokens of a text, nothing added. A list of texts gives a list of such lists."""
         return self.tokenizer(text, add_special_tokens=False).input_ids
 
-    def clean(self, text):
+    def clean(self, text: str) -> str:
         """Break up control tokens: "<|im_end|>" -> "< |im_end|>"."""
-        return self.control.sub(lambda m: m[0][0] + " " + m[0][1:], text)
+        return self.control.sub(lambda found: found[0][0] + " " + found[0][1:], text)
 
-    def observation(self, content):
-        """Text between two turns of the policy, its end-of-turn token excluded."""
+    def observation(self, content: str) -> str:
+        """The text between two turns of the policy, without the end-of-turn token, which the policy wrote."""
         return self.between[len(self.end_text):] + self.clean(content) + self.open
 
-    def encode(self, messages):
-        """-> input_ids, loss_mask: 1 on what the policy writes (contents, end of turn), 0 on everything else.
+    def encode(self, messages: Messages) -> tuple[list[int], list[int]]:
+        """-> input_ids, loss_mask (T): 1 only on the policy's own tokens (contents, ends of turns).
 
         question, "<thought>a", "Observation: 1"
         -> [q q] 0 0, [<thought> a end] 1 1 1, [\\n Observation : 1 …] 0 0 0 0
+        Raises ValueError if the template changes a message.
         """
         pieces = [self.start + self.clean(messages[0]["content"]) + self.open]
-        for m in messages[1:]:
-            mine = m["role"] == "assistant"
-            pieces.append(self.clean(m["content"]) + self.end_text if mine
-                          else self.observation(m["content"]))
+        by_policy = [0]                                                  # who wrote each piece
+        for message in messages[1:]:
+            if message["role"] == "assistant":
+                pieces.append(self.clean(message["content"]) + self.end_text)
+                by_policy.append(1)
+            else:
+                pieces.append(self.observation(message["content"]))
+                by_policy.append(0)
         if messages[-1]["role"] == "assistant":
             whole = self.template([{**m, "content": self.clean(m["content"])} for m in messages])
             if "".join(pieces) + self.close[len(self.end_text):] != whole:
                 raise ValueError(f"the chat template changes a message: {whole[:200]!r}…")
-        encoded = self.ids(pieces)
-        return sum(encoded, []), [k % 2 for k, piece in enumerate(encoded) for _ in piece]
+        input_ids, loss_mask = [], []
+        for tokens, mine in zip(self.ids(pieces), by_policy):
+            input_ids += tokens
+            loss_mask += [mine] * len(tokens)
+        return input_ids, loss_mask
+
+
+def control_tokens(tokenizer: Any) -> re.Pattern[str]:
+    """Matches the texts that the tokenizer reads as control tokens, the longest first."""
+    texts = set(tokenizer.all_special_tokens)
+    for token in tokenizer.added_tokens_decoder.values():
+        if token.special:
+            texts.add(str(token))
+    longest_first = sorted(texts, key=len, reverse=True)
+    nothing = "(?!)"                                                     # matches nowhere
+    return re.compile("|".join(map(re.escape, longest_first)) or nothing)
+
+
+def load_chat(path: str) -> Chat:
+    """The Chat of a Hugging Face folder or hub name. Raises InputError, which names it."""
+    import transformers
+
+    from plumbing.models import named_on_error
+    with named_on_error(path):
+        return Chat(transformers.AutoTokenizer.from_pretrained(path))
+
+
+# ---- one turn, and the state after recorded turns ----
+
+class ReplayMismatch(Exception):
+    """A recorded observation differs from what its code prints now."""
+
+
+def act(content: str, step: int, interpreter: Interpreter) -> Observation | None:
+    """Run what the policy wrote as its turn. None: it has the wrong form, no code and no plan (step 0)."""
+    code = code_of(content)
+    if code is not None:
+        return interpreter.run(code)
+    if step == 0 and PLAN.search(content):
+        return Observation("None", None, False)
+    return None
+
+
+def replay(messages: Messages, interpreter: Interpreter) -> Interpreter:
+    """Bring a fresh interpreter to the state after `messages`.
+
+    Raises ReplayMismatch if an observation is not the recorded one.
+    """
+    for step, (turn, recorded) in enumerate(zip(messages[1::2], messages[2::2])):
+        now = act(turn["content"], step, interpreter)
+        text = None if now is None else now.text
+        if text is None or "Observation: " + text != recorded["content"]:
+            raise ReplayMismatch(f"step {step}: recorded {recorded['content']!r}, now {text!r}")
+    return interpreter
+
+
+# ---- one rollout ----
+
+PLAYED = ("messages", "prediction", "correct", "stop", "usage")          # fields that a rollout writes anew
 
 
 class Episode:
     """One rollout: the messages, the interpreter behind them and, for engines of tokens, ids and logps."""
 
-    def __init__(self, start, interpreter, *, max_steps=8, max_tokens=4096, copy=0):
-        played = ("messages", "prediction", "correct", "stop", "usage")
-        self.task = {k: v for k, v in start.items() if k not in played}
-        self.messages = list(start.get("messages") or [{"role": "user", "content": start["question"]}])
-        self.interpreter, self.states = interpreter, {}  # states: step -> interpreter before that step
-        self.last_step = max(step_of(self.messages), 1) + max_steps - 1
-        self.max_steps, self.max_tokens, self.calls, self.copy = max_steps, max_tokens, 0, copy
-        self.prediction = self.stop = self.failure = None
-        self.ids, self.loss_mask, self.logps, self.prompt = [], [], [], 0
+    def __init__(self, start: Record, interpreter: Interpreter, *, max_steps: int = 8, max_tokens: int = 4096,
+                 copy: int = 0) -> None:
+        """start: a task, or a record whose `messages` end before a step; the interpreter is in that state."""
+        self.task = {name: value for name, value in start.items() if name not in PLAYED}
+        self.messages: Messages = list(start.get("messages") or [])
+        if not self.messages:
+            self.messages.append({"role": "user", "content": start["question"]})
+        self.interpreter = interpreter
+        self.states: dict[int, Interpreter] = {}    # step -> the interpreter as it was before that step
+        self.max_steps = max_steps                  # thought–code steps that the policy may add
+        self.max_tokens = max_tokens                # tokens that may follow the start, observations included
+        self.last_step = max(step_of(self.messages), 1) + max_steps - 1          # the plan is not counted
+        self.copy = copy                            # which of several rollouts from the same start
+        self.calls = 0                              # turns of the policy so far
+        # ---- how it ended ----
+        self.prediction: str | None = None
+        self.stop: str | None = None                # answer | max_steps | max_tokens | format | failed
+        self.failure: str | None = None             # why a search failed, for `failed`
+        # ---- tokens (T); an engine of texts leaves them empty ----
+        self.ids: list[int] = []
+        self.loss_mask: list[int] = []              # 1 only on sampled tokens
+        self.logps: list[float] = []                # of sampled tokens when they were drawn, elsewhere 0
+        self.prompt = 0                             # how many of them stood there at the start
 
-    def begin(self, chat):
-        self.ids = chat.encode(self.messages)[0]
+    def begin(self, chat: Chat) -> None:
+        """Encode what stands there before the first token is sampled."""
+        self.ids, _ = chat.encode(self.messages)
         self.prompt = len(self.ids)
-        self.loss_mask, self.logps = [0] * self.prompt, [0.0] * self.prompt
+        self.loss_mask = [0] * self.prompt
+        self.logps = [0.0] * self.prompt
 
-    def dice(self, seed):
-        """Seed of what is sampled next: by start and copy alone, not by the batch, ranks or restarts."""
+    def sampling_seed(self, seed: int) -> int:
+        """Seed of what is sampled next. It hangs on start and copy alone, not on batch, ranks or restarts."""
         start = f"{seed} {self.copy} {self.task} {self.messages}"
         return zlib.crc32(start.encode(errors="replace")) >> 1
 
     @property
-    def room(self):
+    def tokens_left(self) -> int:
         """New tokens that still fit."""
         return self.max_tokens - (len(self.ids) - self.prompt)
 
-    def extend(self, ids, logps=None):
-        self.ids += ids
-        self.loss_mask += [int(logps is not None)] * len(ids)
-        self.logps += [0.0] * len(ids) if logps is None else logps
-
-    def act(self, content, step):
+    def act(self, content: str, step: int) -> Observation | None:
+        """How a turn is run; another agent's episode has another way."""
         return act(content, step, self.interpreter)
 
-    def turn(self, content, complete=True):
-        """Take the policy's turn, run its code -> the observation message, or None at the rollout's end."""
+    def turn(self, content: str, complete: bool = True) -> str | None:
+        """Take the policy's turn, run its code -> the observation message, or None at the rollout's end.
+
+        complete: False for a turn that was cut off at the limit of tokens.
+        """
         step = step_of(self.messages)
         self.messages.append({"role": "assistant", "content": content})
         self.calls += 1
         self.states[step] = self.interpreter.fork()
-        try:
-            seen = self.act(content, step) if complete else None
-        except SearchFailed as e:                          # never an observation that would train the model
-            seen, self.failure = None, str(e)
+        seen = None
+        if complete:
+            try:
+                seen = self.act(content, step)
+            except SearchFailed as error:           # never an observation, which would train the model
+                self.failure = str(error)
         if seen is None:
-            self.stop = "max_tokens" if not complete else "format" if self.failure is None else "failed"
+            if not complete:
+                self.stop = "max_tokens"
+            elif self.failure is not None:
+                self.stop = "failed"
+            else:
+                self.stop = "format"
             return None
         if seen.answer is not None:
-            self.stop, self.prediction = "answer", seen.answer
+            self.stop = "answer"
+            self.prediction = seen.answer
             return None
-        self.stop = "max_steps" if step >= self.last_step else None
-        self.messages.append({"role": "user", "content": "Observation: " + seen.text})
-        return None if self.stop else self.messages[-1]["content"]
+        observation = "Observation: " + seen.text
+        self.messages.append({"role": "user", "content": observation})
+        if step >= self.last_step:
+            self.stop = "max_steps"
+            return None
+        return observation
 
-    def token_turn(self, chat, ids, logps):
+    def token_turn(self, chat: Chat, ids: list[int], logps: list[float]) -> list[int] | None:
         """`turn` for sampled tokens -> the tokens that stand between this turn and the next, or None."""
         complete = ids[-1:] == [chat.end]
-        self.extend(ids, logps)
-        seen = self.turn(chat.tokenizer.decode(ids[:-1] if complete else ids), complete)
+        self.ids += ids
+        self.loss_mask += [1] * len(ids)
+        self.logps += logps
+        content = ids[:-1] if complete else ids
+        seen = self.turn(chat.tokenizer.decode(content), complete)
         if seen is None:
             return None
         between = chat.ids(chat.observation(seen))
-        if len(between) >= self.room:
+        if len(between) >= self.tokens_left:
             self.stop = "max_tokens"
             return None
-        self.extend(between)
+        self.ids += between
+        self.loss_mask += [0] * len(between)
+        self.logps += [0.0] * len(between)
         return between
 
-    def trajectory(self):
+    def trajectory(self) -> Record:
+        """The task and how it was played, as it is written to a file."""
         usage = {"student_calls": self.calls, "student_tokens": sum(self.loss_mask)}
         ended = {"messages": self.messages, "prediction": self.prediction, "stop": self.stop, "usage": usage}
         return {**self.task, **ended}
 
 
-def make_episodes(starts, copies=1, max_steps=8, max_tokens=4096, search=None, skipped=None):
-    """Episodes ready to play, copies of a start adjacent. A start whose prefix does not replay is appended
-    to `skipped` with the reason, or raises it (ReplayMismatch, SearchFailed) where there is no such list."""
-    def prepare(start):
+# ---- many rollouts ----
+
+def make_episodes(starts: list[Record], copies: int = 1, max_steps: int = 8, max_tokens: int = 4096,
+                  search: Search | None = None,
+                  skipped: list[tuple[Record, Exception]] | None = None) -> list[Episode]:
+    """Episodes ready to play, the copies of a start side by side.
+
+    A prefix is replayed once in one interpreter and compared with its record, then forked for each copy. A
+    start whose prefix does not replay is appended to `skipped` with the reason; without such a list, the
+    reason is raised (ReplayMismatch, SearchFailed).
+    """
+    def prepare(start: Record) -> Interpreter | None:
         try:
             return replay(start.get("messages") or [], Interpreter(search))
-        except (ReplayMismatch, SearchFailed) as e:
+        except (ReplayMismatch, SearchFailed) as reason:
             if skipped is None:
                 raise
-            skipped.append((start, e))
+            skipped.append((start, reason))
+            return None
+
     with ThreadPoolExecutor(16) as pool:
         prepared = list(pool.map(prepare, starts))
-    episodes, limits = [], dict(max_steps=max_steps, max_tokens=max_tokens)
+    episodes = []
     for start, interpreter in zip(starts, prepared):
-        if interpreter is not None:
-            episodes += [Episode(start, interpreter.fork(), copy=i, **limits) for i in range(copies)]
-            interpreter.close()
+        if interpreter is None:
+            continue
+        for copy in range(copies):
+            episodes.append(Episode(start, interpreter.fork(), max_steps=max_steps, max_tokens=max_tokens,
+                                    copy=copy))
+        interpreter.close()
     return episodes
 
 
-def rollout(engine, starts, *, copies=1, max_steps=8, max_tokens=4096, search=None, progress=None,
-            **sampling):
-    """Play every start (a task, or a record whose `messages` end before a step) `copies` times.
-    -> trajectories, copies adjacent.
+def rollout(engine: Engine, starts: list[Record], *, copies: int = 1, max_steps: int = 8,
+            max_tokens: int = 4096, search: Search | None = None, progress: Any = None,
+            **sampling: Any) -> list[Record]:
+    """Play every start `copies` times -> trajectories, the copies of a start side by side.
 
-    A prefix is replayed once in one interpreter and compared with its record, then forked for each copy.
-    Raises ReplayMismatch; `sampling` is temperature, top_p, top_k, seed.
+    A start is a task, or a record whose `messages` end before a step. Raises ReplayMismatch and SearchFailed;
+    `sampling` is temperature, top_p, top_k, seed.
     """
     episodes = make_episodes(starts, copies, max_steps, max_tokens, search)
     engine.play(episodes, progress=progress, **sampling)
-    return [e.trajectory() for e in episodes]
+    return [episode.trajectory() for episode in episodes]

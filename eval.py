@@ -35,16 +35,8 @@ import env
 import judge
 from baselines import prompting
 from plumbing.chat_api import BadReply
-from plumbing.cli import (
-    Help,
-    InputError,
-    add_env_flags,
-    add_sampling_flags,
-    add_teacher_flags,
-    cli,
-    sampling_from_args,
-)
-from plumbing.engines import Engine, load_engine
+from plumbing.cli import Help, InputError, cli, env_flags, sampling_flags, teacher_flags
+from plumbing.engines import Engine, load_engine, sampling_from_args
 from plumbing.ranks import part_of_rank, rank_and_world, wait_for_ranks
 from plumbing.records import (
     Record,
@@ -100,15 +92,15 @@ def add_run_flags(p: argparse.ArgumentParser) -> None:
     g.add_argument("--self-consistent", type=int, default=1, metavar="N",
                    help="candidates for every step; the most frequent output wins")
     g.add_argument("--greedy", action="store_true", help="the same as --temperature 0")
-    add_sampling_flags(p)
-    add_env_flags(p)
+    sampling_flags(p)
+    env_flags(p)
     g = p.add_argument_group("scoring")
     g.add_argument("--metric", choices=["auto", "f1", "em", "judge", "rule"], default="auto",
                    help="auto: that of the benchmark; judge: rules, then the teacher, if given; "
                         "rule: rules alone (Table 5)")
     g.add_argument("--variant", choices=["arpo", "squad"], default="arpo",
                    help="of f1 and em: arpo keeps punctuation; squad drops it and has HotpotQA's yes/no rule")
-    add_teacher_flags(p, required=False)
+    teacher_flags(p, required=False)
 
 
 def check_run_flags(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:

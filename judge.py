@@ -23,7 +23,7 @@ from typing import Any
 from plumbing import replies
 from plumbing.answers import check_by_rule, exact_match, f1
 from plumbing.chat_api import BadReply, ChatModel, Usage
-from plumbing.cli import Help, InputError, teacher_flags, cli
+from plumbing.cli import Help, InputError, cli, teacher_flags
 from plumbing.records import Record, append_jsonl, as_list, read_jsonl, read_tasks
 from plumbing.replies import Verdict, same_step_cheap
 from plumbing.trajectory import Messages, Step, render, render_step, step_of

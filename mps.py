@@ -39,8 +39,7 @@ from env import Episode, load_chat
 from judge import Teacher, correct_answer
 from plumbing.chat_api import BadReply
 from plumbing.cli import Help, InputError, cli, env_flags, sampling_flags, teacher_flags
-from plumbing.cli import sampling_from_args  # TEMPORARY
-from plumbing.engines import Engine, load_engine
+from plumbing.engines import Engine, load_engine, sampling_from_args
 from plumbing.ranks import part_of_rank, rank_and_world, wait_for_ranks
 from plumbing.records import Record, merge_parts, read_parts, read_tasks, save_args, write_jsonl
 from plumbing.replies import Verdict

@@ -74,12 +74,6 @@ def sampling_flags(parser: argparse.ArgumentParser, temperature: float = 0.6, to
     g.add_argument("--sampling-seed", type=int, default=0, help="of the sampled tokens")
 
 
-def sampling_from_args(args: argparse.Namespace, salt: int = 0) -> dict[str, Any]:
-    """The keyword arguments of an engine's `play`; another salt, other samples."""
-    return {"temperature": args.temperature, "top_p": args.top_p, "top_k": args.top_k,
-            "seed": args.sampling_seed * 1_000_003 + salt}
-
-
 def training_flags(group: Any, row_tokens: int, save_every: int) -> None:
     """The flags that sft.py and grpo_short.py share."""
     import torch
@@ -105,6 +99,3 @@ def training_flags(group: Any, row_tokens: int, save_every: int) -> None:
     group.add_argument("--seed", type=int, default=0, help="order of the data, start of the LoRA weights")
     group.add_argument("--save-every", type=int, default=save_every, help="steps between saved states")
     group.add_argument("--wandb", metavar="PROJECT", help="also log to this project of Weights & Biases")
-
-
-add_env_flags, add_sampling_flags, add_teacher_flags = env_flags, sampling_flags, teacher_flags  # TEMPORARY

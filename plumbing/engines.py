@@ -1,35 +1,118 @@
-"""What generates: a Transformers model in plain torch, vLLM in this process, or an endpoint."""
-import functools
+"""What generates the policy's turns: a Transformers model in plain torch, vLLM, or an endpoint."""
+from __future__ import annotations
+
+import argparse
 import os
-from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
+from collections.abc import Callable, Iterable
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from plumbing.chat_api import chat_completion
 from plumbing.cli import InputError
-from plumbing.models import load_model, named_on_error
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+    from tqdm import tqdm
+
+Episode = Any          # env.Episode and env.Chat: plumbing/ imports no script
+Chat = Any
 
 
-def load_engine(kind, model, url, make_chat):
-    """kind: torch | vllm | url. `model`: a Hugging Face folder or hub name; for url, its name there."""
+class Engine(Protocol):
+    """What an engine does.
+
+    To add an engine: write a class with these methods here, name it in `load_engine`, and add its name to
+    --engine in plumbing/cli.py. mps.py and eval.py call only `play`; grpo_short.py trains on what was played,
+    so it needs the other methods too, and an engine that knows token ids and log-probs.
+    """
+
+    batched: bool      # True: episodes given together share forward passes, so callers gather many of them.
+    #                    False: each episode is played at once, and `play` may be called from any thread.
+    separate: bool     # True: another program holds the weights, so every sync has to be checked.
+    chat: Chat         # what it encodes and decodes with; an engine of texts has none
+
+    def play(self, episodes: list[Episode], temperature: float = 1.0, top_p: float = 1.0, top_k: int = 0,
+             seed: int = 0, progress: tqdm | None = None) -> None:
+        """Play every episode to its end; `progress` counts those that ended.
+
+        An engine of tokens calls `episode.begin(chat)`. It samples what follows `episode.ids` to the end of
+        the turn, at most `episode.tokens_left` tokens, gives them to `episode.token_turn`, and goes on until
+        that returns None. An engine of texts does the same with `episode.messages` and `episode.turn`.
+        `episode.sampling_seed(seed)` seeds an episode's random numbers. Temperature 0 is greedy.
+        """
+
+    def load(self, weights: Iterable[tuple[str, Tensor]]) -> None:
+        """Take over the trainer's weights, under their Hugging Face names.
+
+        Does nothing where the engine generates with the trainer's own model.
+        """
+
+    def sleep(self) -> None:
+        """Free what memory the engine can until `load`: the trainer works now."""
+
+    def greedy(self, prompt: list[int], n: int = 16) -> tuple[list[int], list[float]]:
+        """The n likeliest tokens after the prompt, and their log-probs. Only for `separate` engines."""
+
+
+def load_engine(kind: str, path: str, url: str | None, load_chat: Callable[[str], Chat]) -> Engine:
+    """The engine of mps.py and eval.py.
+
+    kind: torch | vllm | url. path: a Hugging Face folder or hub name; for url, the model's name there.
+    Raises InputError for anything that is no chat model.
+    """
     if kind == "url":
         if not url:
             raise InputError("--engine url needs --student-url")
-        return URLEngine(url, model)
+        return URLEngine(url, path)
+    from plumbing.models import load_model, named_on_error
+    chat = load_chat(path)
     if kind == "vllm":
         import transformers
-        with named_on_error(model):
-            chat = make_chat(transformers.AutoTokenizer.from_pretrained(model))
-            dtype = transformers.AutoConfig.from_pretrained(model).dtype or "auto"     # its "auto" halves fp32
-        return VLLMEngine(model, chat, dtype=dtype)
-    loaded, tokenizer = load_model(model, "auto")
-    with named_on_error(model):
-        return TorchEngine(loaded, make_chat(tokenizer))
+        with named_on_error(path):
+            dtype = transformers.AutoConfig.from_pretrained(path).dtype or "auto"
+        return VLLMEngine(path, chat, dtype=dtype)         # "auto" alone would turn fp32 into half precision
+    model = load_model(path, "auto")
+    with named_on_error(path):
+        return TorchEngine(model, chat)
 
 
-#
+def trainer_engine(args: argparse.Namespace, trainer: Any, chat: Chat, device: torch.device) -> Engine:
+    """The engine that generates for `trainer`, DeepSpeed's engine around the policy (grpo_short.py)."""
+    if args.engine == "url":
+        raise InputError("--engine url has no token ids and log-probs: it is for mps.py and eval.py")
+    if args.engine == "vllm":
+        if args.top_p < 1 or args.top_k:
+            raise InputError("--engine vllm gives log-probs after --top-p and --top-k: train with 1 and 0")
+        dtype = {"bf16": "bfloat16", "fp32": "float32"}[args.dtype]
+        return VLLMEngine(args.model, chat, args.vllm_memory, args.seed, dtype, shared_gpu=True)
+    if args.zero < 3:
+        return TorchEngine(trainer.module.model, chat, args.rollout_batch, owns_weights=False)
+
+    # ZeRO-3 shards the weights: generate with a copy
+    from plumbing.models import load_policy
+    policy = load_policy(args.model, args)
+    policy.to(device, dtype=next(trainer.module.parameters()).dtype)
+    return TorchEngine(policy.model, chat, args.rollout_batch)
+
+
+def sampling_from_args(args: argparse.Namespace, salt: int = 0) -> dict[str, Any]:
+    """The keyword arguments of an engine's `play`; another salt, other samples."""
+    return {"temperature": args.temperature, "top_p": args.top_p, "top_k": args.top_k,
+            "seed": args.sampling_seed * 1_000_003 + salt}
+
+
 # ---- a Transformers model ----
 
+class Sampling(NamedTuple):
+    """How tokens are drawn, as `Engine.play` is told."""
+    temperature: float
+    top_p: float
+    top_k: int
 
-def sample(logits, uniform, temperature, top_p, top_k):
+
+def sample(logits: Tensor, uniform: Tensor, temperature: float, top_p: float,
+           top_k: int) -> tuple[Tensor, Tensor]:
     """Draw one token a row by inverting its distribution at `uniform` in [0, 1) -> tokens (B,), logps (B,).
 
     logits (B, V), uniform (B,). Log-probs are of the whole distribution at this temperature, as the trainer
@@ -39,31 +122,30 @@ def sample(logits, uniform, temperature, top_p, top_k):
     if temperature == 0:
         logps, tokens = torch.log_softmax(logits.float(), -1).max(-1)
         return tokens, logps
-    logps, order = torch.log_softmax(logits.float() / temperature, -1), None              # (B, V)
-    mass = logps.exp()
+    logps = torch.log_softmax(logits.float() / temperature, -1)                           # (B, V)
     if top_k or top_p < 1:
-        best, order = logps.topk(min(top_k or logps.shape[1], logps.shape[1]))            # best first
+        kept = logps.shape[1]
+        if top_k:
+            kept = min(top_k, kept)
+        best, order = logps.topk(kept)                                                    # (B, K), best first
         mass = best.exp()
-        mass = mass * (mass.cumsum(-1) - mass < top_p * mass.sum(-1, keepdim=True))
-    mass = mass.cumsum(-1)
-    tokens = torch.searchsorted(mass, uniform[:, None].to(mass) * mass[:, -1:], right=True)
-    tokens = tokens.clamp(max=mass.shape[1] - 1)
-    tokens = tokens if order is None else order.gather(1, tokens)
+        before = mass.cumsum(-1) - mass                    # of the better tokens
+        mass = mass * (before < top_p * mass.sum(-1, keepdim=True))
+        tokens = order.gather(1, invert(mass, uniform))
+    else:
+        tokens = invert(logps.exp(), uniform)
     return tokens[:, 0], logps.gather(1, tokens)[:, 0]
 
 
-def append(layer, keys, values, *_, **__):
-    """`update` of a cache layer into a buffer with room to spare: it copies all once in 64 tokens."""
-    for name, new in (("keys", keys), ("values", values)):                                # (B, H, 1, D)
-        old, buffer = getattr(layer, name), layer.__dict__.get("buffer_" + name)
-        n, end = old.shape[2], old.shape[2] + new.shape[2]
-        if buffer is None or buffer.data_ptr() != old.data_ptr() or end > buffer.shape[2]:
-            buffer = old.new_empty(*old.shape[:2], end + 64, old.shape[3])
-            buffer[:, :, :n] = old
-            setattr(layer, "buffer_" + name, buffer)
-        buffer[:, :, n:end] = new
-        setattr(layer, name, buffer[:, :, :end])
-    return layer.keys, layer.values
+def invert(mass: Tensor, uniform: Tensor) -> Tensor:
+    """The first index at which the summed mass (B, K) exceeds a share `uniform` (B,) of the whole -> (B, 1).
+
+    mass [0.5 0.25 0.25], uniform 0.6: 1
+    """
+    import torch
+    summed = mass.cumsum(-1)
+    index = torch.searchsorted(summed, uniform[:, None].to(summed) * summed[:, -1:], right=True)
+    return index.clamp(max=mass.shape[1] - 1)
 
 
 class TorchEngine:
@@ -74,106 +156,183 @@ class TorchEngine:
     group is prefilled once.
     """
 
-    def __init__(self, model, chat, batch=128):
+    batched = True
+    separate = False
+
+    def __init__(self, model: torch.nn.Module, chat: Chat, batch: int = 128,
+                 owns_weights: bool = True) -> None:
+        """batch: rows of a forward pass; owns_weights: False where the model is the trainer's own."""
         from plumbing.attention import use_segments
         if model.config._attn_implementation == "sdpa":
             use_segments(model)                            # decodes without copies of keys and values
-        self.model, self.chat, self.batch = model, chat, batch
+        self.model = model
+        self.chat = chat
+        self.batch = batch
+        self.owns_weights = owns_weights
 
-    def play(self, episodes, temperature=1.0, top_p=1.0, top_k=0, seed=0, progress=None):
+    def play(self, episodes: list[Episode], temperature: float = 1.0, top_p: float = 1.0, top_k: int = 0,
+             seed: int = 0, progress: tqdm | None = None) -> None:
         import torch
-        for e in episodes:
-            e.begin(self.chat)
-        training, _ = self.model.training, self.model.eval()
+        for episode in episodes:
+            episode.begin(self.chat)
+        how = Sampling(temperature, top_p, top_k)
+        training = self.model.training
+        self.model.eval()
         with torch.inference_mode(), ThreadPoolExecutor(16) as pool:
-            for i in range(0, len(episodes), self.batch):
-                how = temperature, top_p, top_k
-                self.play_batch(episodes[i:i + self.batch], pool, how, seed, progress)
+            for at in range(0, len(episodes), self.batch):
+                self.play_batch(episodes[at:at + self.batch], pool, how, seed, progress)
         self.model.train(training)
 
-    def sleep(self):
-        """Nothing to set free while the trainer works: the model is the trainer's, and the cache is gone."""
-
-    def prefill(self, episodes):
-        """-> cache, logits (B, V) of the last prompt token, mask (B, P), positions (B,) of the next token."""
+    def play_batch(self, episodes: list[Episode], pool: ThreadPoolExecutor, how: Sampling, seed: int,
+                   progress: tqdm | None) -> None:
+        """Column by column: draw a token for each row, ask the rows which token they take, run the model."""
         import torch
-        from transformers.cache_utils import DynamicLayer
-        tensor = lambda rows: torch.tensor(rows, device=self.model.device)
-        where = {prompt: i for i, prompt in enumerate(dict.fromkeys(tuple(e.ids) for e in episodes))}
-        width = max(map(len, where))
-        ids = tensor([[0] * (width - len(p)) + list(p) for p in where])                   # (U, P)
-        mask = tensor([[0] * (width - len(p)) + [1] * len(p) for p in where])
-        out = self.model(input_ids=ids, attention_mask=mask, position_ids=(mask.cumsum(1) - 1).clamp(min=0),
-                         use_cache=True, logits_to_keep=1)
-        rows = tensor([where[tuple(e.ids)] for e in episodes])
-        out.past_key_values.batch_select_indices(rows)
-        for layer in out.past_key_values.layers:
-            if type(layer) is DynamicLayer:
-                layer.update = functools.partial(append, layer)
-        return out.past_key_values, out.logits[rows, -1], mask[rows], mask.sum(1)[rows]
-
-    def play_batch(self, episodes, pool, how, seed, progress):
-        import torch
-        tensor = lambda rows: torch.tensor(rows, device=self.model.device)
-        cache, logits, mask, position = self.prefill(episodes)
-        dice = (torch.Generator().manual_seed(e.dice(seed)) for e in episodes)
-        rows = [Row(e, torch.rand(1 + e.room, generator=die)) for e, die in zip(episodes, dice)]
+        columns = self.prefill(episodes)
+        rows = [Row(episode, seed) for episode in episodes]
         while rows:
-            busy = lambda: [r.running for r in rows if r.running and not r.running.done()]
-            while 2 * len(busy()) > sum(not r.done for r in rows):          # a column costs as much for them
-                wait(busy(), return_when=FIRST_COMPLETED)
-            uniform = torch.stack([r.uniform[r.drawn] for r in rows]).to(logits.device)
-            tokens, logps = (x.tolist() for x in sample(logits, uniform, *how))
-            column = [r.next(t, p, self.chat, pool) for r, t, p in zip(rows, tokens, logps)]
-            live = [i for i, r in enumerate(rows) if not r.done]
-            if len(live) <= 0.9 * len(rows):                                   # finished rows leave the batch
+            wait_for_code(rows)
+            uniform = torch.stack([row.uniform[row.drawn] for row in rows]).to(columns.logits.device)
+            tokens, logps = sample(columns.logits, uniform, *how)
+            column = []
+            for row, token, logp in zip(rows, tokens.tolist(), logps.tolist()):
+                column.append(row.next(token, logp, self.chat, pool))
+            live = [i for i, row in enumerate(rows) if not row.done]
+            if len(live) <= 0.9 * len(rows):               # finished rows leave the batch, some at a time
                 if progress is not None:
                     progress.update(len(rows) - len(live))
-                rows, column, keep = [rows[i] for i in live], [column[i] for i in live], tensor(live).long()
-                cache.batch_select_indices(keep)
-                logits, mask, position = logits[keep], mask[keep], position[keep]
-            if any(t is not None for t in column):
-                real = tensor([[int(t is not None)] for t in column])                     # (B, 1)
-                mask = torch.cat([mask, real], 1)
-                out = self.model(input_ids=tensor([[t or 0] for t in column]), attention_mask=mask,
-                                 position_ids=position[:, None], past_key_values=cache, use_cache=True)
-                logits = out.logits[:, -1]
-                position = position + real[:, 0]
+                rows = [rows[i] for i in live]
+                column = [column[i] for i in live]
+                columns.keep(live)
+            if any(token is not None for token in column):
+                columns.append(column)
+
+    def prefill(self, episodes: list[Episode]) -> Columns:
+        """Run the model once on each different prompt; the rows of a group get copies of its cache."""
+        import torch
+
+        from plumbing.kv_cache import make_growing
+        prompt_of = [tuple(episode.ids) for episode in episodes]
+        prompts = list(dict.fromkeys(prompt_of))                                          # U different ones
+        width = max(map(len, prompts))
+        padded = []                                                                       # (U, P)
+        present = []                                                                      # 0 in padding
+        for prompt in prompts:
+            padding = [0] * (width - len(prompt))
+            padded.append(padding + list(prompt))
+            present.append(padding + [1] * len(prompt))
+        device = self.model.device
+        mask = torch.tensor(present, device=device)
+        out = self.model(input_ids=torch.tensor(padded, device=device), attention_mask=mask,
+                         position_ids=(mask.cumsum(1) - 1).clamp(min=0), use_cache=True, logits_to_keep=1)
+        number = {prompt: i for i, prompt in enumerate(prompts)}
+        rows = torch.tensor([number[prompt] for prompt in prompt_of], device=device)      # (B,)
+        cache = out.past_key_values
+        cache.batch_select_indices(rows)
+        make_growing(cache)
+        return Columns(self.model, cache, out.logits[rows, -1], mask[rows], mask.sum(1)[rows])
+
+    def load(self, weights: Iterable[tuple[str, Tensor]]) -> None:
+        """Copy the trainer's weights into a model of our own; the trainer's model has them already."""
+        import torch
+        if not self.owns_weights:
+            return
+        own = dict(self.model.named_parameters())
+        with torch.no_grad():
+            for name, weight in weights:
+                if name in own:                            # of tied weights it has one name only
+                    own[name].copy_(weight)
+
+    def sleep(self) -> None:
+        """There is nothing to free: the cache of the last batch is gone already."""
+
+
+class Columns:
+    """The stream of tokens of a batch: the model's cache, and where its next forward pass begins."""
+
+    def __init__(self, model: torch.nn.Module, cache: Any, logits: Tensor, mask: Tensor,
+                 position: Tensor) -> None:
+        self.model = model
+        self.cache = cache             # Transformers' key–value cache of B rows, T columns
+        self.logits = logits           # (B, V), of each row's next token
+        self.mask = mask               # (B, T), 0 where the cache holds padding
+        self.position = position       # (B,), of each row's next token
+
+    def keep(self, rows: list[int]) -> None:
+        """Drop all rows but these."""
+        import torch
+        index = torch.tensor(rows, dtype=torch.long, device=self.mask.device)
+        self.cache.batch_select_indices(index)
+        self.logits = self.logits[index]
+        self.mask = self.mask[index]
+        self.position = self.position[index]
+
+    def append(self, column: list[int | None]) -> None:
+        """Run the model on one more token of every row; None is padding."""
+        import torch
+        device = self.mask.device
+        ids = torch.tensor([[token or 0] for token in column], device=device)             # (B, 1)
+        real = torch.tensor([[int(token is not None)] for token in column], device=device)
+        self.mask = torch.cat([self.mask, real], 1)
+        out = self.model(input_ids=ids, attention_mask=self.mask, position_ids=self.position[:, None],
+                         past_key_values=self.cache, use_cache=True)
+        self.logits = out.logits[:, -1]
+        self.position = self.position + real[:, 0]
 
 
 class Row:
     """Where one episode stands in the stream of columns."""
 
-    def __init__(self, episode, uniform):
-        self.episode, self.uniform, self.drawn = episode, uniform, 0
-        self.ids, self.logps, self.forced, self.running, self.done = [], [], [], None, False
+    def __init__(self, episode: Episode, seed: int) -> None:
+        import torch
+        random = torch.Generator().manual_seed(episode.sampling_seed(seed))
+        self.episode = episode
+        self.uniform = torch.rand(1 + episode.tokens_left, generator=random)    # one a token that is drawn
+        self.drawn = 0                               # how many of them are used up
+        self.ids: list[int] = []                     # tokens of the turn that is being sampled
+        self.logps: list[float] = []                 # their log-probs
+        self.forced: list[int] = []                  # observation tokens that are still to come, in reverse
+        self.running: Future | None = None           # the code of the turn just sampled
+        self.done = False
 
-    def next(self, token, logp, chat, pool):
+    def next(self, token: int, logp: float, chat: Chat, pool: ThreadPoolExecutor) -> int | None:
         """The row's next token: forced, or the `token` just drawn; None while code runs and at the end."""
-        if self.running and self.running.done():
-            between, self.running = self.running.result(), None
-            self.done = between is None
-            self.forced = (between or [])[::-1]
-        if self.running or self.done:
+        if self.running is not None and self.running.done():
+            between = self.running.result()
+            self.running = None
+            if between is None:
+                self.done = True
+            else:
+                self.forced = between[::-1]
+        if self.done or self.running is not None:
             return None
         if self.forced:
             return self.forced.pop()
-        self.ids, self.logps, self.drawn = self.ids + [token], self.logps + [logp], self.drawn + 1
-        if token == chat.end or len(self.ids) >= self.episode.room:
+        self.ids.append(token)
+        self.logps.append(logp)
+        self.drawn += 1
+        if token == chat.end or len(self.ids) >= self.episode.tokens_left:
             self.running = pool.submit(self.episode.token_turn, chat, self.ids, self.logps)
-            self.ids, self.logps = [], []
+            self.ids = []
+            self.logps = []
         return token
 
 
-#
-# ---- vLLM ----
+def wait_for_code(rows: list[Row]) -> None:
+    """Wait while the code of more than half of the live rows runs: a column costs as much for few rows."""
+    live = [row for row in rows if not row.done]
+    running = [row.running for row in live if row.running is not None and not row.running.done()]
+    while 2 * len(running) > len(live):
+        wait(running, return_when=FIRST_COMPLETED)
+        running = [job for job in running if not job.done()]
 
+
+# ---- vLLM ----
 
 # In this process, so that weights are handed over by reference; and quiet: no telemetry, no banner, no
 # warning at every sync about modules without weights (whether a sync came through is checked by its user).
-VLLM_ENV = dict(VLLM_ENABLE_V1_MULTIPROCESSING="0", VLLM_NO_USAGE_STATS="1", DO_NOT_TRACK="1",
-                VLLM_LOGGING_LEVEL="ERROR")
-VLLM_CPU_ENV = dict(VLLM_CPU_KVCACHE_SPACE="1", VLLM_CPU_OMP_THREADS_BIND="nobind")       # GiB
+VLLM_ENV = {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1",
+            "VLLM_LOGGING_LEVEL": "ERROR"}
+VLLM_CPU_ENV = {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind"}      # GiB; no pinning
 
 
 class VLLMEngine:
@@ -183,44 +342,60 @@ class VLLMEngine:
     prefix cache, so nothing is computed twice; the other episodes generate while the code of one runs.
     """
 
-    def __init__(self, path, chat, memory=0.9, seed=0, dtype="auto", shared_gpu=False):
+    batched = True
+    separate = True
+
+    def __init__(self, path: str, chat: Chat, memory: float = 0.9, seed: int = 0,
+                 dtype: torch.dtype | str = "auto", shared_gpu: bool = False) -> None:
         """memory: share of the GPU for weights and cache; shared_gpu: leave it to the trainer in `sleep`."""
         import torch
         cuda = torch.cuda.is_available()
-        for name, value in (VLLM_ENV if cuda else VLLM_ENV | VLLM_CPU_ENV).items():
-            os.environ.setdefault(name, value)
+        settings = VLLM_ENV if cuda else VLLM_ENV | VLLM_CPU_ENV
+        for name, value in settings.items():
+            os.environ.setdefault(name, value)             # before vLLM is imported
         import vllm
-        self.vllm, self.chat, self.sleeps, self.asleep = vllm, chat, cuda and shared_gpu, False
+        self.vllm = vllm
+        self.chat = chat
+        self.sleeps = cuda and shared_gpu                  # whether `sleep` frees anything
+        self.asleep = False
         launcher = "external_launcher" if "RANK" in os.environ else None
         self.llm = vllm.LLM(path, dtype=dtype, seed=seed, gpu_memory_utilization=memory,
                             enable_prefix_caching=True, enable_sleep_mode=self.sleeps, enforce_eager=not cuda,
                             skip_tokenizer_init=True, logprobs_mode="processed_logprobs",
                             distributed_executor_backend=launcher)
 
-    def params(self, **how):
-        """Only the chat template's end of turn ends a turn, whatever else the model's files call an end."""
+    def params(self, **how: Any) -> Any:
+        """vLLM's SamplingParams. A turn ends only with the chat template's end of turn (`stop_token_ids`),
+        whatever else the model's own files call an end."""
         final = self.vllm.sampling_params.RequestOutputKind.FINAL_ONLY
         return self.vllm.SamplingParams(logprobs=0, detokenize=False, ignore_eos=True, output_kind=final,
                                         **how)
 
-    def play(self, episodes, temperature=1.0, top_p=1.0, top_k=0, seed=0, progress=None):
-        engine, asked, running = self.llm.llm_engine, {}, {}        # request id -> index, future -> index
+    def play(self, episodes: list[Episode], temperature: float = 1.0, top_p: float = 1.0, top_k: int = 0,
+             seed: int = 0, progress: tqdm | None = None) -> None:
+        engine = self.llm.llm_engine
+        asked: dict[str, int] = {}                         # name of a request -> index of its episode
+        running: dict[Future, int] = {}                    # a turn's code -> index of its episode
 
-        def ask(i):
-            e, name = episodes[i], f"{i} {episodes[i].calls}"
-            params = self.params(temperature=temperature, top_p=top_p, top_k=top_k, max_tokens=e.room,
-                                 seed=e.dice(seed), stop_token_ids=[self.chat.end])
-            engine.add_request(name, self.vllm.inputs.tokens_input(e.ids), params)
+        def ask(i: int) -> None:
+            episode = episodes[i]
+            name = f"{i} {episode.calls}"
+            params = self.params(temperature=temperature, top_p=top_p, top_k=top_k,
+                                 max_tokens=episode.tokens_left, seed=episode.sampling_seed(seed),
+                                 stop_token_ids=[self.chat.end])
+            engine.add_request(name, self.vllm.inputs.tokens_input(episode.ids), params)
             asked[name] = i
 
         with ThreadPoolExecutor(16) as pool:
-            for i, e in enumerate(episodes):
-                e.begin(self.chat)
+            for i, episode in enumerate(episodes):
+                episode.begin(self.chat)
                 ask(i)
             while asked or running:
-                for out in engine.step() if asked else []:
-                    i = asked.pop(out.request_id)
-                    running[pool.submit(episodes[i].token_turn, self.chat, *sampled(out))] = i
+                if asked:
+                    for request in engine.step():
+                        i = asked.pop(request.request_id)
+                        tokens, logps = sampled(request)
+                        running[pool.submit(episodes[i].token_turn, self.chat, tokens, logps)] = i
                 if not asked:
                     wait(running, return_when=FIRST_COMPLETED)
                 for job in [job for job in running if job.done()]:
@@ -230,58 +405,69 @@ class VLLMEngine:
                     elif progress is not None:
                         progress.update(1)
 
-    def greedy(self, prompt, n=16):
-        """-> the n likeliest tokens after the prompt, their log-probs."""
+    def greedy(self, prompt: list[int], n: int = 16) -> tuple[list[int], list[float]]:
+        """The n likeliest tokens after the prompt, and their log-probs."""
         params = self.params(temperature=0, max_tokens=n)
-        return sampled(self.llm.generate([self.vllm.inputs.tokens_input(prompt)], params, use_tqdm=False)[0])
+        requests = self.llm.generate([self.vllm.inputs.tokens_input(prompt)], params, use_tqdm=False)
+        return sampled(requests[0])
 
-    def sleep(self):
+    def sleep(self) -> None:
         """Free weights and cache on the GPU until `load`."""
         if self.sleeps:
             self.llm.sleep(level=2)
             self.asleep = True
 
-    def load(self, pairs):
-        """Take over the trainer's weights: (name, tensor) pairs under Hugging Face names.
+    def load(self, weights: Iterable[tuple[str, Tensor]]) -> None:
+        """Take over the trainer's weights, under their Hugging Face names.
 
         Tied embeddings need both names; without `lm_head.weight` vLLM keeps its old head and says nothing.
         """
         if self.asleep:
             self.llm.wake_up(tags=["weights"])
-        self.llm.collective_rpc("reload_weights", kwargs={"weights_iterator": pairs})
+        self.llm.collective_rpc("reload_weights", kwargs={"weights_iterator": weights})
         if self.asleep:
             self.llm.wake_up(tags=["kv_cache"])
         self.asleep = False
         self.llm.reset_prefix_cache()
 
 
-def sampled(request):
+def sampled(request: Any) -> tuple[list[int], list[float]]:
     """-> token ids, log-probs of a finished vLLM request."""
     out = request.outputs[0]
-    return list(out.token_ids), [at[token].logprob for token, at in zip(out.token_ids, out.logprobs)]
+    tokens = list(out.token_ids)
+    return tokens, [at[token].logprob for token, at in zip(tokens, out.logprobs)]
 
 
-#
 # ---- an endpoint ----
-
 
 class URLEngine:
     """Generation by an OpenAI-compatible chat endpoint; text only: for data and evaluation, not training."""
 
-    def __init__(self, url, model, concurrency=64, timeout=600):
-        self.url, self.model, self.concurrency, self.timeout = url, model, concurrency, timeout
+    batched = False
+    separate = True
 
-    def play(self, episodes, temperature=1.0, top_p=1.0, top_k=0, seed=0, progress=None):
-        body = (dict(model=self.model, temperature=temperature, top_p=top_p)
-                | (dict(top_k=top_k) if top_k else {}))
+    def __init__(self, url: str, model: str, concurrency: int = 64, timeout: float = 600) -> None:
+        self.url = url
+        self.model = model
+        self.concurrency = concurrency                     # requests in flight at once
+        self.timeout = timeout                             # seconds for one reply
 
-        def run(e):
-            seen = ""
-            while seen is not None:
-                ask = dict(messages=e.messages, max_tokens=e.max_tokens, seed=e.dice(seed))
+    def play(self, episodes: list[Episode], temperature: float = 1.0, top_p: float = 1.0, top_k: int = 0,
+             seed: int = 0, progress: tqdm | None = None) -> None:
+        body = {"model": self.model, "temperature": temperature, "top_p": top_p}
+        if top_k:
+            body["top_k"] = top_k                          # not every endpoint knows it
+
+        def play_one(episode: Episode) -> None:
+            goes_on = True
+            while goes_on:
+                ask = {"messages": episode.messages, "max_tokens": episode.max_tokens,
+                       "seed": episode.sampling_seed(seed)}
                 choice = chat_completion(self.url, body | ask, timeout=self.timeout)
-                seen = e.turn(choice["message"]["content"], choice.get("finish_reason") != "length")
+                complete = choice.get("finish_reason") != "length"
+                goes_on = episode.turn(choice["message"]["content"], complete) is not None
             if progress is not None:
                 progress.update(1)
+
         with ThreadPoolExecutor(self.concurrency) as pool:
-            list(pool.map(run, episodes))
+            list(pool.map(play_one, episodes))             # the list raises what a thread raised

@@ -164,6 +164,3 @@ def merge_parts(folder: str | Path, name: str, records: Iterable[Record]) -> Non
     write_jsonl(Path(folder) / f"{name}.jsonl", records)
     for path in ranks_files(folder, name):
         path.unlink()
-
-
-from plumbing.ranks import part_of_rank, rank_and_world, wait_for_ranks  # noqa: E402,F401  TEMPORARY

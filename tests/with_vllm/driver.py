@@ -4,28 +4,34 @@
 """
 import os
 import sys
+from collections.abc import Iterable, Iterator
 
 os.environ.update(DS_ACCELERATOR="cpu", HF_HUB_OFFLINE="1")
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__)))))
 
 import torch  # noqa: E402
 import transformers  # noqa: E402
+from torch import Tensor  # noqa: E402
 
 import grpo_short  # noqa: E402
-from env import VLLMEngine  # noqa: E402
-from judge import InputError  # noqa: E402
+from plumbing import engines  # noqa: E402
+from plumbing.cli import InputError  # noqa: E402
+
+ZERO_STAGES, MODEL, RECORDS, OUT, TEACHER_URL = sys.argv[1:]
+PROMPTS = ["Cy has 6 pears, plus 3. How many pears does Cy have?", "What is the ally?"]
 
 
-class Checked(VLLMEngine):
+class Checked(engines.VLLMEngine):
     """Compares, after every sync, its greedy tokens with those of Transformers on the weights it was sent."""
-    syncs, prompts = 0, ["Cy has 6 pears, plus 3. How many pears does Cy have?", "What is the ally?"]
 
-    def load(self, pairs):
-        model = transformers.AutoModelForCausalLM.from_pretrained(sys.argv[2], dtype=torch.float32)
+    syncs = 0
+
+    def load(self, weights: Iterable[tuple[str, Tensor]]) -> None:
+        model = transformers.AutoModelForCausalLM.from_pretrained(MODEL, dtype=torch.float32)
         sent = {}
 
-        def keep():
-            for name, p in pairs:
+        def keep() -> Iterator[tuple[str, Tensor]]:
+            for name, p in weights:
                 sent[name] = p.clone()
                 yield name, p
         super().load(keep())
@@ -33,9 +39,9 @@ class Checked(VLLMEngine):
         self.check(model)
         Checked.syncs += 1
 
-    def check(self, model):
-        for text in self.prompts:
-            prompt = self.chat.encode([{"role": "user", "content": text}])[0]
+    def check(self, model: torch.nn.Module) -> None:
+        for text in PROMPTS:
+            prompt, _ = self.chat.encode([{"role": "user", "content": text}])
             tokens, logps = self.greedy(prompt, 24)
             ids = torch.tensor([prompt + tokens])
             with torch.no_grad():
@@ -44,27 +50,31 @@ class Checked(VLLMEngine):
             torch.testing.assert_close(theirs.max(-1).values, torch.tensor(logps), atol=1e-4, rtol=0)
 
 
-def one_engine(*args, kept=[]):
+started = []
+
+
+def one_engine(*args, **more) -> Checked:
     """vLLM starts once; another run gets the same engine with the first weights loaded again."""
-    if kept:
-        kept[0].load(initial.items())
+    if started:
+        started[0].load(initial.items())
     else:
-        kept.append(Checked(*args))
-    return kept[0]
+        started.append(Checked(*args, **more))
+    return started[0]
 
 
-def run(out, *more):
+def run(out: str, *more: str) -> None:
     grpo_short.main(grpo_short.parse_args([
-        "--model", sys.argv[2], "--data", sys.argv[3], "--out", out, "--teacher-url", sys.argv[5],
+        "--model", MODEL, "--data", RECORDS, "--out", out, "--teacher-url", TEACHER_URL,
         "--engine", "vllm", "--dtype", "fp32", "--prompts", "4", "--mini-batch", "2", "--group", "6",
         "--steps", "2", "--lr", "1e-3", "--max-tokens", "60", "--max-logp-gap", "1e-4", *more]))
 
 
-model = transformers.AutoModelForCausalLM.from_pretrained(sys.argv[2], dtype=torch.float32)
+model = transformers.AutoModelForCausalLM.from_pretrained(MODEL, dtype=torch.float32)
 initial = {name: p.detach().clone() for name, p in model.state_dict().items()}
-grpo_short.VLLMEngine = one_engine
-for zero in sys.argv[1].split(","):
-    run(f"{sys.argv[4]}-{zero}", "--zero", zero)
+VLLMEngine = engines.VLLMEngine
+engines.VLLMEngine = one_engine                                      # what `trainer_engine` makes
+for zero in ZERO_STAGES.split(","):
+    run(f"{OUT}-{zero}", "--zero", zero)
     assert Checked.syncs >= 2
 
 # weights far from the first ones arrive whole, the tied head too; a sync that forgets the head is noticed
@@ -80,6 +90,6 @@ try:
 except AssertionError:
     print("the forgotten head was noticed")
 try:
-    run(sys.argv[4] + "-gap", "--max-logp-gap", "0")
+    run(OUT + "-gap", "--max-logp-gap", "0")
 except InputError as e:
     print(e)

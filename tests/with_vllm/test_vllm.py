@@ -1,4 +1,4 @@
-"""vLLM in the process (CPU build): the same updates on any number of ranks and ZeRO stage, the same rollouts."""
+"""vLLM in the process (CPU build): the same updates on any ranks and ZeRO stage, the same rollouts."""
 import os
 import subprocess
 import sys
@@ -16,9 +16,10 @@ KEYS = [*test_stages.KEYS, "reward_chosen", "truncated"]
 
 def qwen2(tokenizer):
     return transformers.Qwen2ForCausalLM(transformers.Qwen2Config(
-        vocab_size=(len(tokenizer) + 15) // 16 * 16, hidden_size=64, intermediate_size=96, num_hidden_layers=2,
-        num_attention_heads=2, num_key_value_heads=1, max_position_embeddings=2048, tie_word_embeddings=True,
-        bos_token_id=None, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id))
+        vocab_size=(len(tokenizer) + 15) // 16 * 16, hidden_size=64, intermediate_size=96,
+        num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=1, max_position_embeddings=2048,
+        tie_word_embeddings=True, bos_token_id=None, eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id))
 
 
 @pytest.fixture(scope="module")
@@ -60,12 +61,12 @@ def test_mps_and_eval_act_as_with_the_engine_of_torch(student, tmp_path, teacher
     acted = {}
     for engine, ranks in ("torch", 1), ("vllm", 2):
         out = tmp_path / engine
-        test_stages.script("eval.py", "run", "--model", student, "--out", out, *flags, "--metric", "rule", "--greedy",
-                           "--engine", engine, ranks=ranks)
+        test_stages.script("eval.py", "run", "--model", student, "--out", out, *flags, "--metric", "rule",
+                           "--greedy", "--engine", engine, ranks=ranks)
         acted[engine] = {r["id"]: r["messages"] for r in test_stages.lines(out / "predictions.jsonl")}
     assert len(acted["vllm"]) == 12 and acted["vllm"] == acted["torch"]
-    test_stages.script("mps.py", "--student", student, "--out", tmp_path / "mps", *flags, "--teacher-url", teacher_url,
-                       "--engine", "vllm", ranks=2)
+    test_stages.script("mps.py", "--student", student, "--out", tmp_path / "mps", *flags,
+                       "--teacher-url", teacher_url, "--engine", "vllm", ranks=2)
     found = test_stages.lines(tmp_path / "mps" / "mps.jsonl")
     assert len({r["id"] for r in found}) == len(found) == 12
     assert all(r["outcome"] in ("solved", "corrected", "hard") for r in found)
