@@ -12,9 +12,8 @@ each group -> one pass of clipped updates over mini-batches of starts.
                                                                              N: sampled tokens of the
                                                                              mini-batch, over all ranks
 Differences from the paper: learning rate, dual clip and exact rewards are the release's; starts are every
-corrected prefix, half of the hard and a tenth of the easy tasks; without a KL term there is no reference
-model. `--no-short-horizon` starts at the question, `--no-key-step-reward` leaves 1 or 0; both together are
-plain GRPO.
+corrected prefix, half of the hard and a tenth of the easy tasks; no KL term, no reference model.
+Plain GRPO is `--no-short-horizon` (start at the question) with `--no-key-step-reward` (1 or 0).
 
   laptop:  torchrun --nproc_per_node 2 grpo_short.py --model ckpt/sft --data mps/rl.jsonl --out ckpt/rl \\
              --lr 1e-4 --prompts 16 --group 8 --mini-batch 8 --teacher-url http://127.0.0.1:8008
@@ -46,8 +45,7 @@ from judge import Teacher, correct_answer, same_step
 from plumbing.chat_api import BadReply
 from plumbing.checkpoints import load_state, remove_state, save_model, save_state
 from plumbing.cli import Help, InputError, cli, env_flags, sampling_flags, teacher_flags, training_flags
-from plumbing.cli import sampling_from_args  # TEMPORARY
-from plumbing.engines import Engine, trainer_engine
+from plumbing.engines import Engine, sampling_from_args, trainer_engine
 from plumbing.models import LogProbs, load_policy
 from plumbing.packing import Rollout, pack_groups, rollout_batches
 from plumbing.ranks import most_over_ranks, part_of_rank, start_distributed, sum_over_ranks
@@ -218,12 +216,8 @@ def load_starts(path: str, short_horizon: bool) -> list[Record]:
         for field in ("id", "question", "answer", "messages"):
             if not record.get(field):
                 raise InputError(f"{path}, line {line}: field `{field}` is missing")
-        key = None
-        if record.get("chosen"):
-            key = step_of(record["messages"])
-        messages = record["messages"]
-        if not short_horizon:
-            messages = truncate(messages, 0)
+        key = step_of(record["messages"]) if record.get("chosen") else None
+        messages = record["messages"] if short_horizon else truncate(record["messages"], 0)
         starts.append({**record, "key": key, "messages": messages})
     if not starts:
         raise InputError(f"{path}: no record to train on")
@@ -299,12 +293,11 @@ def update(trainer: Any, groups: list[list[Rollout]], reference: LogProbs | None
 def evaluate(engine: Engine, tasks: list[Record], search: Any, args: argparse.Namespace) -> float:
     """Share of the held-out tasks solved greedily, this rank's part of them summed over ranks."""
     mine = part_of_rank(tasks, torch.distributed.get_rank(), torch.distributed.get_world_size())
-    right = 0
-    for t in rollout(engine, mine, max_steps=args.max_steps, max_tokens=args.max_tokens, search=search,
-                     temperature=0):
-        right += correct_answer(None, t["question"], t["prediction"], t["answer"])
-    solved, played = sum_over_ranks(right, len(mine))
-    return solved / played
+    played = rollout(engine, mine, max_steps=args.max_steps, max_tokens=args.max_tokens, search=search,
+                     temperature=0)
+    right = sum(correct_answer(None, t["question"], t["prediction"], t["answer"]) for t in played)
+    solved, tried = sum_over_ranks(right, len(played))
+    return solved / tried
 
 
 def main(args: argparse.Namespace) -> None:
@@ -339,10 +332,10 @@ def main(args: argparse.Namespace) -> None:
     best = state.get("best")                               # share of the held-out tasks solved so far
     if done:
         sync(engine, trainer, probe, device)
+    metrics = Metrics(args, rank, done)
     if rank == 0:
         save_args(args, os.path.join(args.out, "args.json"))
         shown = open_metrics(args.out, done, "rollouts.jsonl")
-    metrics = Metrics(args, rank, done)
     log(f"{len(starts)} starts; {steps} steps of {args.prompts} starts x {args.group} rollouts, "
         f"{args.prompts // args.mini_batch} updates each; from step {done}")
     pool = ThreadPoolExecutor(args.concurrency)
