@@ -3,4 +3,4 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 source demo/venv.sh
-exec "$python" -m pytest -q tests "$@"
+exec "$python" -m pytest -q -rs tests "$@"                          # -rs: what is skipped, and why

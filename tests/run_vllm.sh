@@ -24,4 +24,4 @@ EOF
     echo "$wanted" > .venv-vllm/installed
 fi
 export HF_HUB_OFFLINE=1 OMP_WAIT_POLICY=passive CUDA_VISIBLE_DEVICES=
-exec "$vllm" -m pytest -q tests/with_vllm "$@"
+exec "$vllm" -m pytest -q -rs tests/with_vllm "$@"
