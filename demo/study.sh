@@ -77,12 +77,10 @@ mentor() {                     # NAME TASKS STUDENT [FLAGS]
     stage "$name" "$python" mps.py --tasks "$tasks" --student "$student" --out "$dir/$name" --rl-easy 0.5 \
         "${teacher[@]}" "${limits[@]}" "$@"
 }
-program=(grpo_short.py)
-no_negative='import grpo_short as g; advantages = g.group_advantages
-g.group_advantages = lambda rewards: advantages(rewards).clamp(min=0); g.cli(g.main, g.parse_args())'
+program=grpo_short.py
 rl() {                         # NAME FROM [FLAGS]
     local name=$1 from=$2; shift 2
-    stage "$name" "$python" "${program[@]}" --model "$from" --data "$dir/mps/rl.jsonl" --out "$dir/ckpt/$name" \
+    stage "$name" "$python" $program --model "$from" --data "$dir/mps/rl.jsonl" --out "$dir/ckpt/$name" \
         "${teacher[@]}" "${limits[@]}" --steps $reinforce_steps "${reinforce[@]}" --seed "$seed" "$@"
 }
 evaluate() {                   # NAME [greedy] [sampled] [beyond] [dev-greedy] [dev-sampled]
@@ -156,7 +154,7 @@ build() {
         rl-lr-high) serve; recipe $1 --lr 1e-3 ;;
         rl-cool) serve; recipe $1 --temperature 0.6 ;;
         rl-longer) serve; recipe $1 --steps $((reinforce_steps * 9 / 5)) ;;               # the tokens of one from the question
-        rl-no-negative) serve; program=(-c "$no_negative"); recipe $1 ;;
+        rl-no-negative) serve; program=demo/no_negative.py; recipe $1 ;;
         noise*)                # the teacher names another step than the first wrong one, that often
             serve --noise "0.${1#noise}"
             dir=$dir/$1
