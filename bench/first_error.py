@@ -23,12 +23,13 @@ import sys
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "demo")]   # before this folder, whose env.py and mps.py are benches
-import teacher as demo_teacher  # noqa: E402
-
 import env  # noqa: E402
 import mps  # noqa: E402
-from plumbing.cli import sampling_from_args  # noqa: E402
-from plumbing.engines import load_engine  # noqa: E402
+import teacher as demo_teacher  # noqa: E402
+from plumbing.engines import (
+    load_engine,  # noqa: E402
+    sampling_from_args,
+)
 from plumbing.records import read_tasks  # noqa: E402
 from plumbing.search import search_from_args  # noqa: E402
 from plumbing.trajectory import render, step_of  # noqa: E402

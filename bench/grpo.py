@@ -42,9 +42,10 @@ def parse_args():
 # ---- one measurement ----
 
 def make_model(vocabulary):
-    import student
     import torch
     import transformers
+
+    import student
     tokenizer = student.make_tokenizer()
     torch.manual_seed(0)
     return transformers.Qwen2ForCausalLM(transformers.Qwen2Config(
@@ -153,9 +154,9 @@ def question(tokenizer, P):
 
 
 def our_step(P, R, G, vocabulary, repeats, *flags):
-    import grpo_short
     import torch
 
+    import grpo_short
     from env import Chat, make_episodes
     from plumbing.engines import TorchEngine
     from plumbing.packing import Rollout
@@ -178,8 +179,9 @@ def our_step(P, R, G, vocabulary, repeats, *flags):
 
 def trl_step(P, R, G, vocabulary, repeats):
     """The second step of `train()`, between two calls of a callback; the first is the warm-up."""
-    import student
     import transformers
+
+    import student
     prompt = [{"role": "user", "content": question(student.make_tokenizer(), P)}]
     trainer = trl_trainer(vocabulary, G, R, 8, [prompt] * 2)
     clock, generate, generated = [], trainer._generate_single_turn, []

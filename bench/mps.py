@@ -29,8 +29,10 @@ sys.path.insert(0, str(ROOT))                    # before this folder, whose env
 import env  # noqa: E402
 import judge  # noqa: E402
 import mps  # noqa: E402
-from plumbing.cli import sampling_from_args  # noqa: E402
-from plumbing.engines import load_engine  # noqa: E402
+from plumbing.engines import (
+    load_engine,  # noqa: E402
+    sampling_from_args,
+)
 from plumbing.records import read_jsonl, read_tasks  # noqa: E402
 from plumbing.search import search_from_args  # noqa: E402
 

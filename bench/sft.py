@@ -66,9 +66,10 @@ def trajectories():
 def make_model(folder):
     """A checkpoint with the demo's tokenizer (its template is all that is used of it) -> parameters."""
     sys.path.insert(0, str(ROOT / "demo"))
-    import student
     import torch
     import transformers
+
+    import student
     torch.manual_seed(0)
     tokenizer = student.make_tokenizer()
     model = transformers.Qwen2ForCausalLM(transformers.Qwen2Config(

@@ -34,7 +34,6 @@ import itertools
 import math
 import random
 
-
 # ---- growth of errors with the horizon ----
 
 def student(taught, eps, choices=10):

@@ -6,17 +6,16 @@ from unittest import mock
 import numpy as np
 import pytest
 import torch
-from test_sft import FAMILIES, tiny
 
 import env
 import grpo_short
-
 from plumbing.chat_api import BadReply
 from plumbing.engines import TorchEngine, sample
 from plumbing.models import LogProbs, load_model
 from plumbing.packing import Rollout, pack_groups, pad_rollouts, share_prefixes
 from plumbing.rl_log import count_rollouts, show_rollouts
 from plumbing.search import SearchFailed
+from test_sft import FAMILIES, tiny
 
 ARGS = "--model m --data d --out o --teacher-url u".split()
 

@@ -11,16 +11,16 @@ import threading
 import time
 
 import pytest
-import teacher as demo_teacher
-from conftest import ROOT, script
-from test_stages import BAD, CHAIN, Scripted, demonstrations, fast_student, lines, tasks, write  # noqa: F401
 
 import judge
 import mps
 import sft
+import teacher as demo_teacher
+from conftest import ROOT, script
 from plumbing.chat_api import TeacherDown
 from plumbing.replies import leaked, tokens
 from plumbing.search import search_from_args
+from test_stages import BAD, CHAIN, Scripted, demonstrations, fast_student, lines, tasks, write  # noqa: F401
 
 DATA = os.path.join(ROOT, "..", "shared", "data", "score_release")
 

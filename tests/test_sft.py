@@ -15,11 +15,11 @@ import types
 import pytest
 import torch
 import transformers
-from conftest import ROOT, script
 
 import plumbing.attention
 import plumbing.models
 import sft
+from conftest import ROOT, script
 from env import Chat
 from plumbing.attention import Segments, packed_inputs
 from plumbing.checkpoints import save_model

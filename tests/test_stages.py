@@ -8,13 +8,13 @@ import time
 
 import pytest
 import torch
-from conftest import ROOT, script
 
 import env
 import judge
 import mps
 import teacher as demo_teacher
 import world
+from conftest import ROOT, script
 from plumbing.search import make_search
 from plumbing.trajectory import step_of
 

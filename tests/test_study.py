@@ -5,6 +5,7 @@ import shutil
 import subprocess
 
 import pytest
+
 import study
 import world
 from conftest import ROOT

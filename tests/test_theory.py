@@ -2,6 +2,7 @@
 import random
 
 import pytest
+
 import theory
 
 HORIZONS = [10, 20, 40, 80, 160, 320]
