@@ -115,7 +115,7 @@ def main(args: argparse.Namespace) -> None:
                 bar.update(1)
                 tokens = teacher.counts["completion_tokens"]
                 bar.set_postfix(kept=kept, teacher_tokens_a_task=tokens // bar.n, refresh=False)
-        finally:
+        finally:                                           # on an error, do not wait for queued tasks
             pool.shutdown(wait=False, cancel_futures=True)
     print(f"{args.out}: {kept} new trajectories from {len(todo)} tasks\n{teacher.summary()}")
 

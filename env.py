@@ -11,17 +11,14 @@ covers. What generates is in plumbing/engines.py, the web search in plumbing/sea
 """
 import re
 import zlib
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from plumbing.engines import Engine
 from plumbing.records import Record
-from plumbing.search import SearchFailed
+from plumbing.search import Search, SearchFailed
 from plumbing.trajectory import Messages, code_of, step_of
 from sandbox import Interpreter, Observation
-
-Search = Callable[[str], str]              # query -> text of the results
 
 PLAN = re.compile(r"<first_thought>.*?</first_thought>", re.DOTALL)
 
@@ -185,27 +182,27 @@ class Episode:
         self.ids: list[int] = []
         self.loss_mask: list[int] = []              # 1 only on sampled tokens
         self.logps: list[float] = []                # of sampled tokens when they were drawn, elsewhere 0
-        self.prompt = 0                             # how many of them stood there at the start
+        self.prompt_length = 0                      # tokens before the first sampled one
 
     def begin(self, chat: Chat) -> None:
         """Encode what stands there before the first token is sampled."""
         self.ids, _ = chat.encode(self.messages)
-        self.prompt = len(self.ids)
-        self.loss_mask = [0] * self.prompt
-        self.logps = [0.0] * self.prompt
+        self.prompt_length = len(self.ids)
+        self.loss_mask = [0] * self.prompt_length
+        self.logps = [0.0] * self.prompt_length
 
     def sampling_seed(self, seed: int) -> int:
-        """Seed of what is sampled next. It hangs on start and copy alone, not on batch, ranks or restarts."""
+        """Seed of what is sampled next: by seed, copy, task and messages, not by batch, ranks or restarts."""
         start = f"{seed} {self.copy} {self.task} {self.messages}"
         return zlib.crc32(start.encode(errors="replace")) >> 1
 
     @property
     def tokens_left(self) -> int:
         """New tokens that still fit."""
-        return self.max_tokens - (len(self.ids) - self.prompt)
+        return self.max_tokens - (len(self.ids) - self.prompt_length)
 
     def act(self, content: str, step: int) -> Observation | None:
-        """How a turn is run; another agent's episode has another way."""
+        """How a turn is run; baselines/prompting.py has other ways."""
         return act(content, step, self.interpreter)
 
     def turn(self, content: str, complete: bool = True) -> str | None:
@@ -217,19 +214,17 @@ class Episode:
         self.messages.append({"role": "assistant", "content": content})
         self.calls += 1
         self.states[step] = self.interpreter.fork()
-        seen = None
-        if complete:
-            try:
-                seen = self.act(content, step)
-            except SearchFailed as error:           # never an observation, which would train the model
-                self.failure = str(error)
+        if not complete:
+            self.stop = "max_tokens"
+            return None
+        try:
+            seen = self.act(content, step)
+        except SearchFailed as error:               # never an observation, which would train the model
+            self.stop = "failed"
+            self.failure = str(error)
+            return None
         if seen is None:
-            if not complete:
-                self.stop = "max_tokens"
-            elif self.failure is not None:
-                self.stop = "failed"
-            else:
-                self.stop = "format"
+            self.stop = "format"
             return None
         if seen.answer is not None:
             self.stop = "answer"

@@ -5,7 +5,7 @@
   report  a RUN folder      -> RUN/report.html (one file that opens from disk) and RUN/plots/*.png
 
   CPU     python eval.py run --model ckpt/rl --tasks tasks/eval.jsonl --out eval/rl-greedy --greedy
-  1 GPU   python eval.py run --model ckpt/rl --tasks bench/*/test.jsonl --out eval/rl --engine vllm --runs 4
+  1 GPU   python eval.py run --model ckpt/rl --tasks benchmarks/*/test.jsonl --out eval/rl --engine vllm
   8 GPUs  torchrun --nproc_per_node 8 eval.py run …the same flags…    (each rank plays an eighth of the tasks)
 
 Public sets are read as they are. The name of a file or of its folder (hotpotqa.jsonl, hotpotqa/test.jsonl)
@@ -26,14 +26,13 @@ import argparse
 import json
 import os
 import re
-import string
-from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import env
 import judge
 from baselines import prompting
+from plumbing.answers import qa_score
 from plumbing.chat_api import BadReply
 from plumbing.cli import Help, InputError, cli, env_flags, sampling_flags, teacher_flags
 from plumbing.engines import Engine, load_engine, sampling_from_args
@@ -41,7 +40,6 @@ from plumbing.ranks import part_of_rank, rank_and_world, wait_for_ranks
 from plumbing.records import (
     Record,
     append_jsonl,
-    as_list,
     merge_parts,
     ranks_files,
     read_parts,
@@ -160,39 +158,6 @@ def load_tasks(args: argparse.Namespace) -> list[Record]:
 
 
 # ---- scores ----
-
-def normal_form(text: str, variant: str) -> str:
-    """Lower case, no articles, single spaces; for squad no punctuation either."""
-    text = str(text).lower()
-    if variant == "squad":
-        text = "".join(c for c in text if c not in string.punctuation)
-    return " ".join(re.sub(r"\b(a|an|the)\b", " ", text).split())
-
-
-def compare(said: str, answer: str, variant: str) -> tuple[float, float]:
-    """(token F1, exact match) of two texts in their normal form."""
-    common = (Counter(said.split()) & Counter(answer.split())).total()
-    if variant == "arpo" and common == 0:                  # two empty texts do not match either
-        return 0.0, 0.0
-    closed = {"yes", "no", "noanswer"}
-    if variant == "squad" and said != answer and (said in closed or answer in closed):
-        return 0.0, 0.0
-    f1 = 0.0
-    if common > 0:
-        f1 = 2 * common / (len(said.split()) + len(answer.split()))
-    return f1, float(said == answer)
-
-
-def qa_score(prediction: str, answers: str | list[str], variant: str = "arpo") -> tuple[float, float]:
-    """(token F1, exact match), each the best over the answers, as the published scripts compute them.
-
-    arpo: lower case, no articles, punctuation stays; without a common token no match (WebThinker and ARPO).
-    squad: no punctuation either; "yes", "no" and "noanswer" match only themselves (HotpotQA and SQuAD).
-    """
-    said = normal_form(prediction, variant)
-    compared = [compare(said, normal_form(answer, variant), variant) for answer in as_list(answers)]
-    return max((f1 for f1, _ in compared), default=0.0), max((em for _, em in compared), default=0.0)
-
 
 def score(trajectory: Record, variant: str = "arpo", teacher: judge.Teacher | None = None) -> Record:
     """-> {"score" in 0…1, "correct", "verdict", "metric"}; for f1 and em, `correct` is the exact match."""

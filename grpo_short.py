@@ -6,14 +6,13 @@ A step of training: G rollouts from each of B starts -> rewards, also for the ke
 each group -> one pass of clipped updates over mini-batches of starts.
 
   R = 1 if the answer is right, else 0.5 if the key step (the first after the prefix) equals the teacher's,
-      0 if it equals the rejected one, 0.1 otherwise                         (paper, section 3.3)
-  A_i = (R_i - mean R) / (std R + eps)                                       within a group
-  L = - 1/N sum min(rho A, clip(rho, 1 - eps, 1 + eps) A)                    per token, rho = pi / pi_old,
-                                                                             N: sampled tokens of the
-                                                                             mini-batch, over all ranks
-Differences from the paper: learning rate, dual clip and exact rewards are the release's; starts are every
-corrected prefix, half of the hard and a tenth of the easy tasks; no KL term, no reference model.
-Plain GRPO is `--no-short-horizon` (start at the question) with `--no-key-step-reward` (1 or 0).
+      0 if it equals the rejected one or there is none, 0.1 otherwise         (paper, section 3.3)
+  A_i = (R_i - mean R) / (std R + 1e-6)                                       within a group
+  L = - 1/N sum min(rho A, clip(rho, 1 - c, 1 + c) A)                         per token, rho = pi / pi_old,
+                                                                              N: sampled tokens of the
+                                                                              mini-batch, over all ranks
+Differences from the paper: learning rate, dual clip and exact rewards are the release's; no KL, no reference
+model. Plain GRPO is `--no-short-horizon` (start at the question) with `--no-key-step-reward` (1 or 0).
 
   laptop:  torchrun --nproc_per_node 2 grpo_short.py --model ckpt/sft --data mps/rl.jsonl --out ckpt/rl \\
              --lr 1e-4 --prompts 16 --group 8 --mini-batch 8 --teacher-url http://127.0.0.1:8008
@@ -21,13 +20,13 @@ Plain GRPO is `--no-short-horizon` (start at the question) with `--no-key-step-r
              --engine vllm --zero 3 --teacher-url http://teacher:8000 \\
              --search http:https://google.serper.dev/search
 
-Logged each step (metrics.jsonl): reward, and the share of rollouts with each of its parts: a right answer,
-the chosen and the rejected key step; zero_variance, the share of groups with equal rewards (they have no
-gradient and are not trained on); skipped, starts whose prefix did not replay; dropped, rollouts whose search,
-interpreter or judge failed; response_tokens; truncated; entropy; clip_fraction; logp_gap between the engine
-that sampled and the trainer, mean over tokens before the first update; sync_gap, the same for greedy tokens
-right after the weights were handed over; grad_norm; seconds of each phase. A loss near 0 is expected:
-advantages sum to 0 and rho starts at 1.
+Logged each step (metrics.jsonl): reward, and the share of rollouts with each of its parts: a right answer, a
+key step equal to the chosen one, to a rejected one; zero_variance, the share of groups with equal rewards
+(they have no gradient and are not trained on); skipped, starts whose prefix did not replay; dropped, rollouts
+whose search, interpreter or judge failed; response_tokens; truncated; entropy; clip_fraction; logp_gap
+between the engine that sampled and the trainer, mean over tokens before the first update; sync_gap, the same
+for greedy tokens right after the weights were handed over; grad_norm; seconds of each phase. The loss is no
+measure of progress: rho starts at 1 and advantages sum to 0, so it depends on the rollouts' lengths.
 """
 import argparse
 import math
@@ -47,7 +46,7 @@ from plumbing.checkpoints import load_state, remove_state, save_model, save_stat
 from plumbing.cli import Help, InputError, cli, env_flags, sampling_flags, teacher_flags, training_flags
 from plumbing.engines import Engine, sampling_from_args, trainer_engine
 from plumbing.models import LogProbs, load_policy
-from plumbing.packing import Rollout, pack_groups, rollout_batches
+from plumbing.packing import Rollout, no_rollouts, rollout_batches
 from plumbing.ranks import most_over_ranks, part_of_rank, start_distributed, sum_over_ranks
 from plumbing.records import Record, open_metrics, read_jsonl, read_tasks, save_args
 from plumbing.rl_log import count_rollouts, log_line, show_rollouts, summary
@@ -60,7 +59,7 @@ from sandbox import set_sandbox
 # ---- the mathematics ----
 
 def truncate(messages: Messages, step: int) -> Messages:
-    """The verified prefix h_k: the question, and every step before step k with its observation.
+    """h_k, what stands before step k: the question, and every earlier step with its observation.
 
     [question, plan, None, step 1, observation 1, step 2], step 2
     -> [question, plan, None, step 1, observation 1]
@@ -79,7 +78,7 @@ def reward(trajectory: Record, teacher: Teacher, args: argparse.Namespace) -> tu
     if finished and correct_answer(teacher, t["question"], t["prediction"], t["answer"]):
         parts["correct"] = True
         return 1.0, parts
-    key = t["key"]                                         # index of the key step
+    key = t["key"]                                         # index of the key step, the first after the prefix
     if key is None or not args.key_step_reward:
         return 0.0, parts
     steps = step_of(t["messages"])
@@ -130,7 +129,7 @@ def policy_loss(logps: Tensor, old_logps: Tensor, advantages: Tensor, clip: floa
     gain = torch.minimum(plain, clipped)
     if dual_clip:
         gain = torch.where(advantages < 0, torch.maximum(gain, dual_clip * advantages), gain)
-    outside = (clipped < plain).sum().detach()                             # tokens without a gradient
+    outside = (clipped < plain).sum().detach()             # tokens that the clip left without a gradient
     return -gain, {"clip_fraction": outside / max(1, len(logps))}
 
 
@@ -250,7 +249,7 @@ def score(groups: list[list[Episode]], teacher: Teacher, args: argparse.Namespac
     for episodes, played in zip(groups, trajectories):
         kept = [(e, t["reward"]) for e, t in zip(episodes, played) if "reward" in t]
         advantages = group_advantages(torch.tensor([value for _, value in kept]))     # (G,)
-        trained.append([Rollout(e.ids, e.loss_mask, e.logps, advantage, e.prompt)
+        trained.append([Rollout(e.ids, e.loss_mask, e.logps, advantage, e.prompt_length)
                         for (e, _), advantage in zip(kept, advantages.tolist())])
     return trajectories, trained
 
@@ -267,9 +266,10 @@ def update(trainer: Any, groups: list[list[Rollout]], reference: LogProbs | None
     tokens = max(1, sampled)
     live = [[r for r in group if r.advantage or args.kl] for group in groups]     # others carry no gradient
     log = Counter(trained_tokens=sum(sum(r.loss_mask) for group in live for r in group))
-    micro = rollout_batches(live, device, args.row_tokens if args.pack else None, args.micro_batch)
-    missing = most_over_ranks(len(micro)) - len(micro)     # every rank brings equally many
-    micro += [pack_groups([], device)] * missing
+    row_tokens = args.row_tokens if args.pack else None
+    micro = rollout_batches(live, device, row_tokens, args.micro_batch)    # here the prefix is shared
+    missing = most_over_ranks(len(micro)) - len(micro)                     # every rank brings equally many
+    micro += [no_rollouts(device, args.pack)] * missing
     if not micro:
         return log, None
 

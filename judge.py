@@ -129,8 +129,8 @@ class Teacher(ChatModel):
             parse: Callable[[str, bool], Any], sample: int, usage: Usage | None) -> Any:
         """What `parse` makes of the reply to a prompt; its parts are pairs (heading, text or None).
 
-        While parse(reply, is this the last try) raises ValueError, the teacher is asked again, with the fault
-        named; BadReply after `reasks` more replies.
+        parse(reply, last) raises ValueError for an unusable reply: the teacher is then asked again and told
+        why. last: whether this is the last try. BadReply if the reply stays unusable.
         """
         sections = []
         for heading, text in parts:
@@ -181,7 +181,7 @@ def same_step(teacher: Teacher, question: str, before: Messages, a: Step, b: Ste
 
 # ---- audit: how well does a teacher find the first error? ----
 
-def first_error(teacher: Teacher, task: Record) -> int | None:
+def named_first_error(teacher: Teacher, task: Record) -> int | None:
     """The first wrong step of a solution by the teacher's verdict, -1 if none; None for an unusable reply."""
     messages = [{"role": "user", "content": task["question"]}]
     messages += [{"role": "assistant", "content": step} for step in task["steps"]]
@@ -211,7 +211,8 @@ def audit(args: argparse.Namespace) -> None:
             if not isinstance(task["steps"], list) or not isinstance(task["label"], int):
                 raise InputError(f'{path}, task {task["id"]}: "steps" is not a list or "label" not a number')
         with ThreadPoolExecutor(args.concurrency) as pool:
-            found = list(tqdm(pool.map(lambda task: first_error(teacher, task), tasks), path, len(tasks)))
+            replies_of = pool.map(lambda task: named_first_error(teacher, task), tasks)
+            found = list(tqdm(replies_of, path, len(tasks)))
         labels = [task["label"] for task in tasks]
         with_error = percent([step == label for step, label in zip(found, labels) if label >= 0])
         without_error = percent([step == label for step, label in zip(found, labels) if label < 0])

@@ -6,25 +6,24 @@
 
 The student plays a task to its end. If the answer is wrong, the teacher names the first wrong step k; the
 prefix h_k before it stays, the interpreter is rewound to it, the teacher writes *one* step, which runs, and
-the student goes on from there: at most 5 corrections a task (paper, section 3.2). Solved in the end, the
-trajectory and the pairs (h_k, chosen > rejected) are training data; not solved, the task is `hard`.
+the student goes on from there: at most 5 corrections a task (paper, section 3.2). A solved task gives either
+its trajectory (SFT) or its pairs (h_k, chosen > rejected) (RL); a task that is not solved is `hard`.
 
 --verify-first-error N tests the step that the teacher names before it is corrected: the student is resumed
-N times from the prefix before a step, at up to 3 steps chosen by bisection, and the teacher's word is weighed
-together with where the student's success collapses (`belief`). Worth it for a student that mostly succeeds
-from a sound prefix; one that seldom does says little (bench/first_error.py measures both).
+N times from the prefix before a step, at a few steps chosen by bisection (at most 3 of 8), and the teacher's
+word is weighed together with where the student's success collapses (`belief`). Worth it for a student that
+mostly succeeds from a sound prefix; a weak one tells little (bench/first_error.py measures both).
 
 Differences from the paper: a run without an answer after --max-steps is corrected like any error (the release
-drops it); the data is split between SFT and RL by a hash of the task's id (the release: by order of
-completion).
+drops it); tasks go to SFT or RL by a hash of their id (the release: by order of completion).
 
   laptop:  python mps.py --tasks tasks.jsonl --student ckpt/bc --out mps --teacher-url http://127.0.0.1:8008
   8 GPUs:  torchrun --nproc_per_node 8 mps.py --tasks tasks.jsonl --student ckpt/bc --engine vllm --out mps \\
              --teacher-url http://teacher:8000 --teacher-cache teacher.sqlite \\
              --search http:https://google.serper.dev/search
 
-A killed run goes on where it stopped when the same command is given again, which also tries the `failed`
-tasks once more: those that the search or an unusable reply of the teacher left without an outcome.
+A killed run goes on where it stopped when the same command is given again. `failed` tasks are then tried once
+more: a search failed, a reply stayed unusable, or the teacher found no wrong step.
 """
 import argparse
 import hashlib
@@ -59,18 +58,17 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     g.add_argument("--corrections", type=int, default=5,
                    help="teacher's corrections per task; a task that needs more is hard")
     g.add_argument("--verify-first-error", type=int, default=0, metavar="N",
-                   help="resume the student N times from up to 3 prefixes to test the step that the teacher "
-                        "names; 0: its word is taken")
+                   help="test the step that the teacher names by so many runs from prefixes; 0: no test")
     g.add_argument("--teacher-accuracy", type=float, default=0.6,
                    help="share of first errors that the teacher names right (judge.py audit); for that test")
     g.add_argument("--batch", type=int, default=128, help="tasks that the student plays at once, per rank")
     g = p.add_argument_group("shares of the data that are kept")
     g.add_argument("--sft-share", type=float, default=0.5, help="share of the tasks for SFT; the others: RL")
-    g.add_argument("--sft-easy", type=float, default=0.5, help="of the runs without a correction, for SFT")
+    g.add_argument("--sft-easy", type=float, default=0.5, help="of the SFT part's tasks without a correction")
     g.add_argument("--rl-easy", type=float, default=0.1,
-                   help="of the tasks solved without a correction, for RL from the question")
+                   help="of the RL part's tasks without a correction: RL from the question")
     g.add_argument("--rl-hard", type=float, default=0.5,
-                   help="of the tasks not solved at all, for RL from the question")
+                   help="of all tasks that were not solved: RL from the question")
     g.add_argument("--pairs", choices=["all", "last"], default="all",
                    help="corrections per task that become RL prefixes")
     sampling_flags(p)
@@ -111,7 +109,8 @@ class Mentored:
                               usage=self.teacher_usage)
 
     def record(self) -> Record:
-        """The trajectory record, without the corrections whose prefix a later correction threw away."""
+        """The trajectory record. `interventions` counts all corrections; `corrections` are those whose
+        prefix no later one threw away."""
         e = self.episode
         kept = []
         for correction in self.corrections:
@@ -159,14 +158,14 @@ def mentor(m: Mentored) -> Iterator[list[Episode]]:
                 m.settle("failed", "the answer was judged wrong, but no step was")
                 return
             k = verdict.first_wrong_step
-            found = None
+            searched = None
             if m.args.verify_first_error:
-                found = yield from first_error(m, k, m.args.teacher_accuracy)
-                k = found["step"]
+                searched = yield from first_error(m, k, m.args.teacher_accuracy)
+                k = searched["step"]
 
             # the interpreter is rewound to the prefix h_k, and the teacher writes the one step after it
             m.episode = rewind(episode, k)
-            correct(m, k, step_at(episode.messages, k, episode.prediction), verdict, found)
+            rewrite_step(m, k, step_at(episode.messages, k, episode.prediction), verdict, searched)
     except BadReply as error:
         m.settle("failed", f"{error}; the reply was {error.raw[:1000]!r}")
 
@@ -183,11 +182,11 @@ def rewind(episode: Episode, k: int, copy: int = 0) -> Episode:
     return resumed
 
 
-def correct(m: Mentored, k: int, rejected: Record, verdict: Verdict, found: Record | None) -> None:
+def rewrite_step(m: Mentored, k: int, rejected: Record, verdict: Verdict, searched: Record | None) -> None:
     """Let the teacher write step k of the rewound episode, once, and run it; keep the pair of steps."""
     before = list(m.episode.messages)
     analysis = suggestion = None
-    if k == verdict.first_wrong_step:                      # it speaks of this step and no other
+    if k == verdict.first_wrong_step:                      # the analysis is about this step only
         analysis = verdict.analysis
         suggestion = verdict.suggestion
     content = m.teacher.correct(m.task["question"], m.task["answer"], before, rejected["content"],
@@ -198,8 +197,8 @@ def correct(m: Mentored, k: int, rejected: Record, verdict: Verdict, found: Reco
     correction = {"step": k, "prefix": before,
                   "chosen": step_at(m.episode.messages, k, m.episode.prediction),
                   "rejected": rejected, "analysis": analysis}
-    if found is not None:
-        correction["first_error"] = found
+    if searched is not None:
+        correction["first_error"] = searched
     m.corrections.append(correction)
 
 
@@ -213,10 +212,10 @@ Probe = tuple[int, int, int]             # cut, wins, tries: runs of the student
 
 
 def first_error(m: Mentored, named: int | None, accuracy: float) -> Iterator[list[Episode]]:
-    """Test the step that the teacher names, who is right at that rate -> {"step": the first wrong one, …}.
+    """Test the step that the teacher names -> {"step": the first wrong one, …}.
 
-    The student is resumed from the prefix before a step; where its success collapses, the error lies. Yields
-    the episodes that it has to play.
+    accuracy: how often the teacher names it right. named: None leaves its word out. The student is resumed
+    from the prefix before a step; where its success collapses, the error lies. Yields what it has to play.
     """
     steps = step_of(m.episode.messages)
     probes: list[Probe] = []
@@ -242,7 +241,7 @@ def first_error(m: Mentored, named: int | None, accuracy: float) -> Iterator[lis
 
 def belief(steps: int, probes: list[Probe], named: int | None = None, accuracy: float = 0) -> list[float]:
     """The probability of each step to be the first wrong one, by what the teacher named (None: all alike)
-    and by the probes.
+    and by the probes. The student's rate of success is unknown: the mean is over RATES, all equally likely.
 
     4 steps, 4 of 4 wins from before step 2, 0 of 4 from before step 3: [0 0 1 0]
     """
@@ -259,8 +258,8 @@ def belief(steps: int, probes: list[Probe], named: int | None = None, accuracy: 
 
 
 def likelihood(probes: list[Probe], k: int, rate: float) -> float:
-    """Of the probes, if step k is the first wrong one and the student succeeds at `rate` from sound prefixes:
-    those in which step k does not stand."""
+    """Probability of the probes' results if step k is the first wrong one, and the student succeeds at
+    this rate from a sound prefix, one in which step k does not stand."""
     product = 1.0
     for cut, wins, tries in probes:
         p = rate if cut <= k else RECOVERY
@@ -315,17 +314,20 @@ def coin(task_id: str, what: str) -> float:
 
 
 def key_steps(record: Record, task: Record, pairs: str) -> list[Record]:
-    """One RL record per corrected step: its prefix, the step in the solved run, all rejected ones."""
+    """One RL record per corrected step: its prefix, the step in the solved run, the rejected ones.
+
+    rejected: the student's step; also_rejected: earlier corrections of it that were rejected in their turn.
+    """
     steps = sorted({correction["step"] for correction in record["corrections"]})
     if pairs == "last":
         steps = steps[-1:]
-    found = []
+    records = []
     for k in steps:
         at = [correction for correction in record["corrections"] if correction["step"] == k]
-        found.append({**task, "messages": prefix(record["messages"], k), "chosen": at[-1]["chosen"],
+        records.append({**task, "messages": prefix(record["messages"], k), "chosen": at[-1]["chosen"],
                       "rejected": at[0]["rejected"],
                       "also_rejected": [correction["rejected"] for correction in at[1:]], "kind": "key_step"})
-    return found
+    return records
 
 
 # ---- all tasks ----
@@ -357,7 +359,7 @@ def main(args: argparse.Namespace) -> None:
     if args.batch < 1 or not 0 < args.teacher_accuracy < 1:
         raise InputError("--batch must be at least 1, and --teacher-accuracy between 0 and 1")
     tasks = read_tasks(args.tasks)
-    teacher = Teacher.from_args(args, judge_temperature=0.9)
+    teacher = Teacher.from_args(args, judge_temperature=0.9)             # as in the release, for this stage
     set_sandbox(args.sandbox, args.preload)
     search = search_from_args(args)
     os.makedirs(args.out, exist_ok=True)
@@ -372,8 +374,8 @@ def main(args: argparse.Namespace) -> None:
             play(todo, engine, teacher, search, args, lambda mentored: progress.done(mentored.record()))
     wait_for_ranks(world)
     if rank == 0:
-        found = played(args.out)
-        records = [found[t["id"]] for t in tasks if t["id"] in found]
+        by_id = played(args.out)
+        records = [by_id[t["id"]] for t in tasks if t["id"] in by_id]
         sft, rl = split(records, args)
         merge_parts(args.out, "mps", records)
         write_jsonl(os.path.join(args.out, "sft.jsonl"), sft)

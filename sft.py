@@ -116,7 +116,7 @@ def load_examples(paths: list[str], chat: Chat, max_tokens: int, overlong: str =
                 raise InputError(f"{path}, line {line}: field `messages`: {error}") from None
             if len(ids) > max_tokens:
                 long += 1
-                end = last_step(mask, max_tokens) if overlong == "cut" else 0
+                end = end_of_last_step(mask, max_tokens) if overlong == "cut" else 0
                 ids = ids[:end]
                 mask = mask[:end]
             if ids:
@@ -140,7 +140,7 @@ def alternates(record: Record) -> bool:
     return roles[:2] == ["user", "assistant"] and all(a != b for a, b in itertools.pairwise(roles))
 
 
-def last_step(mask: list[int], max_tokens: int) -> int:
+def end_of_last_step(mask: list[int], max_tokens: int) -> int:
     """Where the last step ends that fits whole; 0 if none does. [0 0 1 1 0 1 1], 6 -> 4"""
     return max((t for t in range(1, max_tokens + 1) if mask[t - 1] > mask[t]), default=0)
 
@@ -219,7 +219,7 @@ def main(args: argparse.Namespace) -> None:
     steps = args.steps or math.ceil(args.epochs * len(examples) / args.batch)
     if args.batch % world:
         raise InputError(f"--batch {args.batch} is not a multiple of the {world} ranks")
-    log(f"{steps} steps of {args.batch} trajectories = {args.batch // world} a rank = "
+    log(f"{steps} steps of {args.batch} trajectories = {args.batch // world} per rank = "
         f"{steps * args.batch / len(examples):.2f} epochs")
     flops = model_flops(policy.model, args.lora_rank)
     limit = world * matmul_rate(device, torch.bfloat16 if args.dtype == "bf16" else torch.float32)
@@ -228,7 +228,8 @@ def main(args: argparse.Namespace) -> None:
     if rank == 0:
         save_args(args, os.path.join(args.out, "args.json"))
     metrics = Metrics(args, rank, done)
-    bar = tqdm(total=steps, initial=done, unit="step", disable=None if rank == 0 else True)
+    bar = tqdm(total=steps, initial=done, unit="step",
+               disable=None if rank == 0 else True)          # None: off where there is no terminal
 
     for step in range(done, steps):
         start = time.time()

@@ -127,7 +127,7 @@ def trl_update(P, R, G, vocabulary, repeats):
     trainer.model.train()
 
     def update(rollouts):
-        P = rollouts[0].prompt
+        P = rollouts[0].prompt_length
         for i in range(0, len(rollouts), 8):
             part = rollouts[i:i + 8]
             ids = torch.tensor([r.input_ids for r in part])
@@ -171,7 +171,7 @@ def our_step(P, R, G, vocabulary, repeats, *flags):
         phases["generation"] = time.process_time() - clock
         rewards = torch.tensor([float(sum(e.ids) % 7) for e in episodes])
         advantages = grpo_short.group_advantages(rewards).tolist()
-        group = [Rollout(e.ids, e.loss_mask, e.logps, a, e.prompt) for e, a in zip(episodes, advantages)]
+        group = [Rollout(e.ids, e.loss_mask, e.logps, a, e.prompt_length) for e, a in zip(episodes, advantages)]
         grpo_short.update(trainer, [group], None, args, device)
         assert min(len(e.ids) for e in episodes) == P + R
     return {**measure(lambda: step(P, R, G), lambda: step(32, 8, 2), repeats), **phases}

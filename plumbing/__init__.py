@@ -1,2 +1,1 @@
 """What every trainer needs and no paper is about."""
-

@@ -58,40 +58,57 @@ def core(text: Any) -> str:
     return text.lstrip("*` ").rstrip(".*` ")
 
 
-# ---- the measures of SQuAD and HotpotQA ----
+# ---- the measures of question answering ----
 
 ARTICLE = re.compile(r"\b(a|an|the)\b")
 WHOLE_ANSWERS = {"yes", "no", "noanswer"}             # these have no part in common with a longer answer
 
 
+def normal_form(text: str, variant: str) -> str:
+    """Lower case, no articles, single spaces; for squad no punctuation either."""
+    text = str(text).lower()
+    if variant == "squad":
+        text = "".join(c for c in text if c not in string.punctuation)
+    return " ".join(ARTICLE.sub(" ", text).split())
+
+
+def compare(said: str, answer: str, variant: str) -> tuple[float, float]:
+    """(token F1, exact match) of two texts in their normal form."""
+    common = (Counter(said.split()) & Counter(answer.split())).total()
+    if variant == "arpo" and common == 0:                  # two empty texts do not match either
+        return 0.0, 0.0
+    if variant == "squad" and said != answer and (said in WHOLE_ANSWERS or answer in WHOLE_ANSWERS):
+        return 0.0, 0.0
+    f1 = 0.0
+    if common > 0:
+        f1 = 2 * common / (len(said.split()) + len(answer.split()))
+    return f1, float(said == answer)
+
+
+def qa_score(prediction: str, answers: str | list[str], variant: str = "arpo") -> tuple[float, float]:
+    """(token F1, exact match), each the best over the answers, as the published scripts compute them.
+
+    arpo: lower case, no articles, punctuation stays; without a common token no match (WebThinker and ARPO).
+    squad: no punctuation either; "yes", "no" and "noanswer" match only themselves (HotpotQA and SQuAD).
+    """
+    said = normal_form(prediction, variant)
+    compared = [compare(said, normal_form(answer, variant), variant) for answer in as_list(answers)]
+    return max((f1 for f1, _ in compared), default=0.0), max((em for _, em in compared), default=0.0)
+
+
 def normalize_answer(text: str | None) -> str:
-    """SQuAD's normal form of `core`: lower case, no punctuation, no articles, single spaces."""
-    lower = core(text or "").lower()
-    kept = "".join(letter for letter in lower if letter not in string.punctuation)
-    return " ".join(ARTICLE.sub(" ", kept).split())
+    """SQuAD's normal form of `core`."""
+    return normal_form(core(text or ""), "squad")
 
 
 def exact_match(prediction: str | None, answers: str | list[str]) -> float:
-    """1.0 if the normal form of the prediction is that of one of the answers, else 0.0."""
-    accepted = [normalize_answer(answer) for answer in as_list(answers)]
-    return float(normalize_answer(prediction) in accepted)
+    """1.0 if the prediction is one of the answers, in SQuAD's normal form of `core`, else 0.0."""
+    return qa_score(core(prediction or ""), [core(answer) for answer in as_list(answers)], "squad")[1]
 
 
 def f1(prediction: str | None, answers: str | list[str]) -> float:
-    """The best token F1 over the answers, as in SQuAD and HotpotQA (yes and no match only themselves)."""
-    predicted = normalize_answer(prediction)
-    scores = [token_f1(predicted, normalize_answer(answer)) for answer in as_list(answers)]
-    return max(scores, default=0.0)
-
-
-def token_f1(predicted: str, wanted: str) -> float:
-    """F1 of the words of two normal forms: "sir frank lowy" and "frank lowy" -> 2 * 2 / (3 + 2) = 0.8."""
-    if predicted != wanted and (predicted in WHOLE_ANSWERS or wanted in WHOLE_ANSWERS):
-        return 0.0
-    predicted_words = predicted.split()
-    wanted_words = wanted.split()
-    common = (Counter(predicted_words) & Counter(wanted_words)).total()
-    return 2 * common / max(1, len(predicted_words) + len(wanted_words))
+    """The best token F1 over the answers, in SQuAD's normal form of `core`."""
+    return qa_score(core(prediction or ""), [core(answer) for answer in as_list(answers)], "squad")[0]
 
 
 # ---- numbers in digits ----
@@ -359,8 +376,3 @@ def check_by_rule(prediction: str | None, answers: str | list[str]) -> bool | No
     if None in decisions:
         return None
     return False
-
-
-def math_equal(prediction: str | None, answer: str | list[str]) -> bool:
-    """True only where a rule says that the prediction is right."""
-    return check_by_rule(prediction, answer) is True

@@ -36,7 +36,7 @@ class Segments:
         parents = parents or [None] * len(lengths)
         for i, parent in enumerate(parents):
             if parent is not None and not 0 <= parent < i:
-                raise ValueError("a segment's parent has to stand before it")
+                raise ValueError("segments need parents that stand before them")
         if min(lengths, default=0) < 1:
             raise ValueError("segments need at least one token each")
         self.device = device
@@ -191,7 +191,7 @@ def take(x: Tensor, index: Tensor) -> Tensor:
 # ---- how a model gets it ----
 
 def use_segments(model: torch.nn.Module) -> None:
-    """Let the model take packed rows (`segments=` and its position_ids); without, it computes what it did.
+    """Let the model take packed rows (`segments=` and its position_ids); without them it works as before.
 
     A name without a mask function would get no padding mask at all, hence SDPA's is registered with it.
     """
@@ -205,8 +205,8 @@ def use_segments(model: torch.nn.Module) -> None:
 def packed_inputs(input_ids: Tensor, segments: Segments) -> dict[str, Any]:
     """Tokens (T,) of a packed row -> the model's inputs.
 
-    The 4-D mask says nothing: with it Transformers builds none of its own, which would be T x T for positions
-    that restart (it takes them for packed documents).
+    The 4-D mask is a dummy: given one, Transformers builds none of its own, which would be T x T where
+    positions restart (it takes them for packed documents).
     """
     return {"input_ids": input_ids[None], "position_ids": segments.position_ids, "segments": segments,
             "attention_mask": torch.ones(1, 1, 1, 1, dtype=torch.bool, device=input_ids.device)}

@@ -31,11 +31,11 @@ MAY_PASS = (408, 409, 425, 429)              # worth another try, as every statu
 
 
 class TeacherDown(InputError):
-    """The endpoint gave no usable reply after all retries."""
+    """The endpoint does not answer, refuses us, or does not serve the model."""
 
 
 class BadReply(Exception):
-    """The reply stayed unusable after the re-ask, or the request was refused; `raw` is the last reply."""
+    """The reply stayed unusable after all re-asks, or the request was refused; `raw` is the last reply."""
 
     def __init__(self, message: str, raw: str = "") -> None:
         super().__init__(message)

@@ -13,7 +13,7 @@ from plumbing.cli import InputError
 
 @contextlib.contextmanager
 def saving(path: str) -> Iterator[None]:
-    """A disk that fills up ends the run in one sentence; what was saved before stays as it is."""
+    """A failed write, say on a full disk, ends the run in one sentence; what was saved before stays."""
     try:
         yield
     except (OSError, RuntimeError) as error:               # RuntimeError: what torch.save raises then

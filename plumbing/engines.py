@@ -29,7 +29,7 @@ class Engine(Protocol):
 
     batched: bool      # True: episodes given together share forward passes, so callers gather many of them.
     #                    False: each episode is played at once, and `play` may be called from any thread.
-    separate: bool     # True: another program holds the weights, so every sync has to be checked.
+    separate: bool     # True: it is not the trainer's kind of model, so every sync has to be checked.
     chat: Chat         # what it encodes and decodes with; an engine of texts has none
 
     def play(self, episodes: list[Episode], temperature: float = 1.0, top_p: float = 1.0, top_k: int = 0,
@@ -52,7 +52,7 @@ class Engine(Protocol):
         """Free what memory the engine can until `load`: the trainer works now."""
 
     def greedy(self, prompt: list[int], n: int = 16) -> tuple[list[int], list[float]]:
-        """The n likeliest tokens after the prompt, and their log-probs. Only for `separate` engines."""
+        """The prompt's greedy continuation by n tokens, and their log-probs. Only for `separate` engines."""
 
 
 def load_engine(kind: str, path: str, url: str | None, load_chat: Callable[[str], Chat]) -> Engine:
@@ -318,7 +318,7 @@ class Row:
 
 
 def wait_for_code(rows: list[Row]) -> None:
-    """Wait while the code of more than half of the live rows runs: a column costs as much for few rows."""
+    """Wait while more than half of the live rows run code: a column costs nearly as much for few rows."""
     live = [row for row in rows if not row.done]
     running = [row.running for row in live if row.running is not None and not row.running.done()]
     while 2 * len(running) > len(live):
@@ -406,7 +406,7 @@ class VLLMEngine:
                         progress.update(1)
 
     def greedy(self, prompt: list[int], n: int = 16) -> tuple[list[int], list[float]]:
-        """The n likeliest tokens after the prompt, and their log-probs."""
+        """The prompt's greedy continuation by n tokens, and their log-probs."""
         params = self.params(temperature=0, max_tokens=n)
         requests = self.llm.generate([self.vllm.inputs.tokens_input(prompt)], params, use_tqdm=False)
         return sampled(requests[0])

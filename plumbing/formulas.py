@@ -1,6 +1,6 @@
 """The process in which math-verify works: a JSON list of two texts per line in, a JSON value per line out.
 
-true; false for two numbers that differ by more than a rounding; null where neither is sure. It is a process
+true; false for two numbers that differ by more than a rounding; null if undecided. It is a process
 of its own because the library's time limits are signals. Signals work neither in threads nor against a long
 integer power. Here an alarm without a handler ends the process, and the next question starts another one.
 

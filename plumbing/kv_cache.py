@@ -1,6 +1,6 @@
 """A key–value cache of Transformers that takes one more token without copying all it holds.
 
-Imported where a model is at hand: importing Transformers takes seconds.
+To be imported late: Transformers takes seconds.
 """
 from torch import Tensor
 from transformers.cache_utils import Cache, DynamicLayer

@@ -16,7 +16,7 @@ from plumbing.packing import Example, pack_examples, pad_examples
 
 @contextlib.contextmanager
 def named_on_error(path: str) -> Iterator[None]:
-    """What Transformers says of a folder that holds no chat model, in one line that names it."""
+    """Turn what Transformers says of a folder that holds no chat model into one line that names it."""
     try:
         yield
     except (OSError, ValueError) as error:
@@ -37,7 +37,7 @@ def load_model(path: str, dtype: torch.dtype | str) -> torch.nn.Module:
 def load_policy(path: str, args: argparse.Namespace) -> "LogProbs":
     """The checkpoint with fp32 weights as a policy to train. Raises InputError with what is wrong.
 
-    Any architecture will do whose log-probs of a few tokens, packed as in training, are the plain model's.
+    Any architecture works whose log-probs of a few packed tokens equal the plain model's.
     """
     model = load_model(path, torch.float32)
     ids = torch.arange(3, 11, device=model.device)                         # (8,)

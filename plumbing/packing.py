@@ -60,7 +60,7 @@ def marked(input_ids: Tensor, loss_mask: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def pad_examples(examples: list[Example], device: torch.device | str) -> Batch:
-    """The plain way: a row an example -> inputs, predict, target."""
+    """The plain way: one row per example -> inputs, predict, target."""
     input_ids, attention_mask, loss_mask = (x.to(device) for x in collate(examples, 1))
     predict, target = marked(input_ids, loss_mask)
     return {"input_ids": input_ids, "attention_mask": attention_mask}, predict, target
@@ -88,12 +88,12 @@ def fill_rows(lengths: list[int], budget: int, ranks: int) -> list[list[int]]:
 # ---- groups of rollouts, for grpo_short.py ----
 
 class Rollout(NamedTuple):
-    """A row to train on. The first `prompt` tokens are the prefix, which its whole group shares."""
+    """A row to train on. The first `prompt_length` tokens are the prefix, which its whole group shares."""
     input_ids: list[int]
     loss_mask: list[int]      # 1 on sampled tokens, 0 on the prefix and on observations
     old_logps: list[float]
     advantage: float
-    prompt: int
+    prompt_length: int
 
 
 Row = list[list[Rollout]]     # parts, each of rollouts with one prefix
@@ -103,8 +103,8 @@ GroupBatch = tuple[dict[str, Any], Tensor, Tensor, Tensor, Tensor]   # a Batch; 
 def share_prefixes(groups: list[list[Rollout]], budget: int) -> list[Row]:
     """Groups of rollouts -> rows of at most `budget` tokens.
 
-    Budget 9, prefix 3, responses 2 2 3 2: [3 + 2 + 2], [3 + 3 + 2]: a group that does not fit pays its prefix
-    twice, small groups stand in one row. A single rollout may be longer than the budget.
+    Budget 8, prefix 3, responses 2 2 3 2: [3 + 2 + 2], [3 + 2 + 3]: a group that does not fit has its prefix
+    in two rows, small groups stand in one row. A single rollout may be longer than the budget.
     """
     rows: list[Row] = []
     row: Row = []
@@ -112,8 +112,8 @@ def share_prefixes(groups: list[list[Rollout]], budget: int) -> list[Row]:
     for group in groups:
         part: list[Rollout] = []
         for rollout in sorted(group, key=lambda r: len(r.input_ids)):
-            response = len(rollout.input_ids) - rollout.prompt
-            prefix = 0 if part else rollout.prompt
+            response = len(rollout.input_ids) - rollout.prompt_length
+            prefix = 0 if part else rollout.prompt_length
             if row and size + prefix + response > budget:
                 rows.append(row)
                 row = []
@@ -121,7 +121,7 @@ def share_prefixes(groups: list[list[Rollout]], budget: int) -> list[Row]:
                 size = 0
             if not part:
                 row.append(part)
-                size += rollout.prompt
+                size += rollout.prompt_length
             part.append(rollout)
             size += response
     if row:
@@ -132,7 +132,7 @@ def share_prefixes(groups: list[list[Rollout]], budget: int) -> list[Row]:
 def pack_groups(row: Row, device: torch.device | str) -> GroupBatch:
     """A row of `share_prefixes` -> inputs, predict, target; old_logps, advantages (N,).
 
-    The tokens are [prefix, r_1 … r_G, next prefix …]. A response goes on at its prefix's last position, and
+    The tokens are [prefix, r_1 … r_G, next prefix …]. A response goes on at its prefix's last position and
     attends to the prefix and itself. Observations stay in it: `target` has only the sampled tokens.
     """
     lengths: list[int] = []
@@ -140,7 +140,7 @@ def pack_groups(row: Row, device: torch.device | str) -> GroupBatch:
     all_ids: list[int] = []
     all_loss: list[int] = []
     for part in row:
-        prompt = part[0].prompt
+        prompt = part[0].prompt_length
         parent = len(lengths)
         lengths.append(prompt)
         parents.append(None)
@@ -162,7 +162,7 @@ def pack_groups(row: Row, device: torch.device | str) -> GroupBatch:
 
 
 def pad_rollouts(rollouts: list[Rollout], device: torch.device | str) -> GroupBatch:
-    """The plain way: a row a rollout, each with its own copy of the prefix -> the same as `pack_groups`."""
+    """The plain way: one row per rollout, with its own copy of the prefix -> the same as `pack_groups`."""
     return (*pad_examples([(r.input_ids, r.loss_mask) for r in rollouts], device),
             *per_token(rollouts, device))
 
@@ -177,6 +177,11 @@ def per_token(rollouts: list[Rollout], device: torch.device | str) -> tuple[Tens
                 old_logps.append(logp)
                 advantages.append(rollout.advantage)
     return torch.tensor(old_logps, device=device), torch.tensor(advantages, device=device)
+
+
+def no_rollouts(device: torch.device | str, packed: bool) -> GroupBatch:
+    """A micro-batch without loss, for a rank that has fewer than the others."""
+    return pack_groups([], device) if packed else pad_rollouts([], device)
 
 
 def rollout_batches(groups: list[list[Rollout]], device: torch.device | str, row_tokens: int | None,

@@ -28,7 +28,9 @@ def start_distributed() -> "tuple[int, int, torch.device]":
         backend = "gloo"
         device = torch.device("cpu")
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
-        cores = len(os.sched_getaffinity(0))
+        cores = os.cpu_count()
+        if hasattr(os, "sched_getaffinity"):           # on Linux, where some of them may be out of reach
+            cores = len(os.sched_getaffinity(0))
         torch.set_num_threads(max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", 1))))
     import deepspeed
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)

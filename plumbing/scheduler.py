@@ -64,7 +64,7 @@ def play_batches(tasks: deque[Any], engine: Engine, pool: ThreadPoolExecutor, st
     while tasks or ready or reviews:
         in_flight = len(ready) + len(reviews)
         new = tasks and len(ready) < batch and in_flight <= batch + concurrency
-        enough = new or len(ready) >= batch / 2            # fewer are slow for what they are
+        enough = new or len(ready) >= batch / 2            # a small batch costs nearly as much
         finished, reviews = wait(reviews, 0 if enough else None, FIRST_COMPLETED)
         for review in finished:
             job = review.result()

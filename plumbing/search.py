@@ -43,7 +43,7 @@ def make_search(spec: str | None, cache: str | None = None) -> Search | None:
         url = spec if where.startswith("//") else where                  # http://host/path or http:URL
         search = http_search(url)
     else:
-        raise ValueError(f"--search {spec}: not http:URL, local:FILE.jsonl or none")
+        raise ValueError("it is not http:URL, local:FILE.jsonl or none")
     if cache:
         return CachedSearch(search, name_in_cache, cache)
     return search

@@ -21,7 +21,7 @@ def sync(engine: Engine, trainer: Any, probe: Messages, device: torch.device) ->
     prompt, _ = engine.chat.encode(probe)
     tokens, logps = engine.greedy(prompt)
     greedy = Rollout(input_ids=prompt + tokens, loss_mask=[0] * len(prompt) + [1] * len(tokens),
-                     old_logps=[0.0] * len(prompt) + logps, advantage=0.0, prompt=len(prompt))
+                     old_logps=[0.0] * len(prompt) + logps, advantage=0.0, prompt_length=len(prompt))
     inputs, predict, target, engine_logps, _ = pad_rollouts([greedy], device)
     with torch.no_grad():
         return float((trainer(inputs, predict, target) - engine_logps).abs().mean())

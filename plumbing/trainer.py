@@ -18,7 +18,8 @@ from plumbing.records import append_jsonl, open_metrics
 def make_trainer(policy: LogProbs, args: argparse.Namespace) -> Any:
     """DeepSpeed's engine around the policy: AdamW, mixed precision, ZeRO.
 
-    Learning rate and loss scale stay ours. Weight decay is for matrices only, not for norms and biases.
+    Learning rate and the scale of the loss are set here, not by DeepSpeed. Weight decay is for matrices only,
+    not for norms and biases.
     """
     import deepspeed
     if args.offload and not args.zero:

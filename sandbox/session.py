@@ -379,7 +379,7 @@ class Session:
             self.send({"key": self.key, "text": self.out.text(), "answer": answer, "error": failed})
 
 
-# The names that the model reads in its errors.
+# The names that the model reads in its errors, and that recorded prefixes hold.
 Session.web_search.__qualname__ = "session.<locals>.web_search"
 Session.final_answer_print.__qualname__ = "session.<locals>.final_answer_print"
 

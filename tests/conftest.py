@@ -8,6 +8,8 @@ import pytest
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 sys.path[:0] = [ROOT, os.path.join(ROOT, "demo")]
 os.environ.setdefault("DS_ACCELERATOR", "cpu")
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")          # threads that wait leave the cores to other work
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 
 def script(name, *args, ranks=None, check=True, **more):
@@ -47,3 +49,23 @@ def teacher_url():
     server, url = teacher.serve(teacher.parse_args(["--port", "0"]))
     yield url
     server.shutdown()
+
+
+@pytest.fixture(scope="session")
+def demonstrations(tmp_path_factory, teacher_url):
+    """bc.jsonl of 24 tasks, beside their tasks.jsonl."""
+    from test_stages import tasks, write
+    folder = tmp_path_factory.mktemp("bc")
+    write(folder / "tasks.jsonl", tasks(24))
+    script("bc.py", "--tasks", folder / "tasks.jsonl", "--out", folder / "bc.jsonl",
+           "--teacher-url", teacher_url, "--search", f"http:{teacher_url}/search")
+    return folder / "bc.jsonl"
+
+
+@pytest.fixture(scope="session")
+def trained_student(tmp_path_factory, checkpoint, demonstrations):
+    """Folder of a student that at times gets a step right, so that rewards and outcomes differ."""
+    from test_stages import sft_flags
+    out = tmp_path_factory.mktemp("trained") / "student"
+    script("sft.py", *sft_flags(checkpoint, demonstrations, out, "--steps", 200, "--lr", "1e-2"))
+    return str(out)

@@ -79,7 +79,7 @@ def test_packed_groups_give_the_loss_and_gradients_of_the_plain_path(family, fla
 def test_an_observation_is_context_but_not_loss():
     """Another observation changes the log-probs after it, and has none itself."""
     policy, (r,) = LogProbs(tiny("qwen2")), group(10, [40])
-    at = r.loss_mask.index(0, r.prompt)                                # the first token of an observation
+    at = r.loss_mask.index(0, r.prompt_length)                                # the first token of an observation
     changed = r._replace(input_ids=r.input_ids[:at] + [(r.input_ids[at] + 1) % 61] + r.input_ids[at + 1:])
     logps = [policy(*pack_groups([[x]], "cpu")[:3]) for x in (r, changed)]
     before = sum(r.loss_mask[:at])
@@ -88,12 +88,12 @@ def test_an_observation_is_context_but_not_loss():
 
 
 def test_rows_keep_to_their_budget():
-    size = lambda part: part[0].prompt + sum(len(r.input_ids) - r.prompt for r in part)
+    size = lambda part: part[0].prompt_length + sum(len(r.input_ids) - r.prompt_length for r in part)
     for budget in (1, 60, 100, 150, 10 ** 6):
         rows = share_prefixes(GROUPS, budget)
         sizes = [sum(map(size, row)) for row in rows]
         assert all(n <= budget or len(row) == len(row[0]) == 1 for n, row in zip(sizes, rows))
-        assert all(r.prompt == part[0].prompt for row in rows for part in row for r in part)
+        assert all(r.prompt_length == part[0].prompt_length for row in rows for part in row for r in part)
         assert sorted(r for row in rows for part in row for r in part) == sorted(r for g in GROUPS for r in g)
     one, = share_prefixes(GROUPS, 10 ** 6)
     assert pack_groups(one, "cpu")[0]["input_ids"].shape == (1, sum(map(size, GROUPS)))     # P + G R, not G (P + R)
@@ -234,7 +234,7 @@ class Judge:
 
 def finished(stop, prediction=None, lost=False, n=5):
     e = env.Episode(dict(id="a", question="q", answer="right", key=None), mock.Mock(lost=lost))
-    e.stop, e.prediction, e.prompt = stop, prediction, 2
+    e.stop, e.prediction, e.prompt_length = stop, prediction, 2
     e.ids, e.loss_mask, e.logps = [1] * (2 + n), [0, 0] + [1] * n, [0.0] * 2 + [-1.0] * n
     return e
 

@@ -12,7 +12,7 @@ import pytest
 ROOT = os.path.join(os.path.dirname(os.path.abspath(__file__)), "..")
 sys.path.insert(0, ROOT)
 import judge  # noqa: E402
-from plumbing.answers import math_equal  # noqa: E402
+from plumbing.answers import check_by_rule  # noqa: E402
 from plumbing.chat_api import BadReply, TeacherDown  # noqa: E402
 from plumbing.cli import InputError  # noqa: E402
 from plumbing.records import append_jsonl, read_tasks, resume_jsonl  # noqa: E402
@@ -52,13 +52,13 @@ DIFFERENT = [
 
 @pytest.mark.parametrize("prediction, answer", SAME)
 def test_equal_answers(prediction, answer):
-    assert math_equal(prediction, answer)
-    assert math_equal(prediction, ["no such thing", answer])
+    assert check_by_rule(prediction, answer) is True
+    assert check_by_rule(prediction, ["no such thing", answer]) is True
 
 
 @pytest.mark.parametrize("prediction, answer", DIFFERENT)
 def test_different_answers(prediction, answer):
-    assert not math_equal(prediction, answer)
+    assert check_by_rule(prediction, answer) is not True
 
 
 def test_rules_decide_or_leave_it():
@@ -72,10 +72,10 @@ def test_rules_decide_or_leave_it():
 
 def test_a_hanging_comparison_ends_also_in_threads():
     from concurrent.futures import ThreadPoolExecutor
-    math_equal("x+1", "1+x")                                     # the library is loaded
+    check_by_rule("x+1", "1+x")                                             # the library is loaded
     started = time.time()
     with ThreadPoolExecutor(4) as pool:
-        assert list(pool.map(math_equal, ["x+1", "(9^{9})^{9^{9^{9}}}+x"], ["1+x", "x^2+1"])) == [True, False]
+        assert list(pool.map(check_by_rule, ["x+1", "(9^{9})^{9^{9^{9}}}+x"], ["1+x", "x^2+1"])) == [True, None]
     assert time.time() - started < 15
 
 

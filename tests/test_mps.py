@@ -20,7 +20,7 @@ from conftest import ROOT, script
 from plumbing.chat_api import TeacherDown
 from plumbing.replies import leaked, tokens
 from plumbing.search import search_from_args
-from test_stages import BAD, CHAIN, Scripted, demonstrations, fast_student, lines, tasks, write  # noqa: F401
+from test_stages import BAD, CHAIN, Scripted, lines, tasks, write
 
 DATA = os.path.join(ROOT, "..", "shared", "data", "score_release")
 
@@ -58,6 +58,7 @@ def outcomes(records):
     return {name: r["outcome"] for name, r in records.items()}
 
 
+@pytest.mark.slow
 def test_a_faulty_teacher_changes_nothing(teacher_url):
     """10 % each: HTTP 500, 429 with Retry-After, silence, cut replies, half texts, steps that do not exist."""
     flags = ["--port", "0", "--faults", "0.1", "--hang", "1"]
@@ -169,16 +170,12 @@ def test_a_misled_teacher_is_overruled_by_the_student(teacher_url, monkeypatch, 
 
 # ---- kills ----
 
-@pytest.fixture(scope="module")
-def student(tmp_path_factory, checkpoint, demonstrations):  # noqa: F811
-    return fast_student(tmp_path_factory.mktemp("trained"), checkpoint, demonstrations)
-
-
-def test_a_killed_run_ends_like_an_undisturbed_one(tmp_path, student, teacher_url):
+@pytest.mark.slow
+def test_a_killed_run_ends_like_an_undisturbed_one(tmp_path, trained_student, teacher_url):
     """What is sampled depends on the task alone: not on batches, ranks or restarts."""
     write(tmp_path / "tasks.jsonl", tasks(40, seed=5))
     command = lambda out, *more: [
-        "--tasks", tmp_path / "tasks.jsonl", "--student", student, "--out", tmp_path / out, "--teacher-url",
+        "--tasks", tmp_path / "tasks.jsonl", "--student", trained_student, "--out", tmp_path / out, "--teacher-url",
         teacher_url, "--search", f"http:{teacher_url}/search", "--no-preload", "--corrections", 1,
         "--max-tokens", 150, *more]
     script("mps.py", *command("whole"))
@@ -272,10 +269,10 @@ def test_that_test_can_fail(corrected):
         assert faults_of(spoilt), text
 
 
-def test_nor_that_of_a_real_run(tmp_path, student, teacher_url):
+def test_nor_that_of_a_real_run(tmp_path, trained_student, teacher_url):
     """bc.py, sft.py and mps.py as a user runs them; and the demo's own data, if it has been made."""
     write(tmp_path / "tasks.jsonl", tasks(40, seed=7))
-    script("mps.py", "--tasks", tmp_path / "tasks.jsonl", "--student", student, "--out", tmp_path / "mps",
+    script("mps.py", "--tasks", tmp_path / "tasks.jsonl", "--student", trained_student, "--out", tmp_path / "mps",
            "--teacher-url", teacher_url, "--search", f"http:{teacher_url}/search", "--no-preload",
            "--max-tokens", 150, "--sft-share", 1, "--sft-easy", 1)
     check(lines(tmp_path / "mps" / "sft.jsonl"))

@@ -339,6 +339,7 @@ def test_any_split_trains_as_a_plain_loop_does(ranks, flags, tmp_path, checkpoin
     assert plain_loop[-1][0] < plain_loop[0][0] - 0.1
 
 
+@pytest.mark.slow
 def test_lora_trains_little_merges_on_saving_and_resumes(tmp_path, checkpoint, data, tokenizer):
     pytest.importorskip("peft")
     flags = ["--model", checkpoint, "--data", data, "--val", data, *FLAGS, "--lora-rank", 4]
@@ -359,6 +360,7 @@ def test_lora_trains_little_merges_on_saving_and_resumes(tmp_path, checkpoint, d
         assert float(loss) == pytest.approx(rows_of(tmp_path / out)[-1]["val_loss"], abs=1e-4)
 
 
+@pytest.mark.slow
 def test_a_full_disk_leaves_the_last_state_and_says_so(tmp_path, checkpoint, data):
     """Once a state is there, files may not grow, as on a full disk; a second run goes on from that state."""
     out = tmp_path / "out"

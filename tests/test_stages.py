@@ -170,6 +170,7 @@ def kill_when(command, condition, times):
     return done
 
 
+@pytest.mark.slow
 def test_mps_survives_kills(tmp_path, checkpoint, teacher_url):
     write(tmp_path / "tasks.jsonl", tasks(24))
     shard = tmp_path / "mps" / "mps.rank0.jsonl"
@@ -193,15 +194,6 @@ def test_ranks_share_the_tasks(tmp_path, checkpoint, teacher_url):
     write(tmp_path / "tasks.jsonl", tasks(9))
     script("mps.py", *mps_command(tmp_path, checkpoint, teacher_url)[2:], ranks=2)
     assert [r["id"] for r in lines(tmp_path / "mps" / "mps.jsonl")] == [t["id"] for t in tasks(9)]
-
-
-@pytest.fixture(scope="module")
-def demonstrations(tmp_path_factory, teacher_url):
-    folder = tmp_path_factory.mktemp("bc")
-    write(folder / "tasks.jsonl", tasks(24))
-    script("bc.py", "--tasks", folder / "tasks.jsonl", "--out", folder / "bc.jsonl",
-           "--teacher-url", teacher_url, "--search", f"http:{teacher_url}/search")
-    return folder / "bc.jsonl"
 
 
 def test_bc_keeps_right_answers_and_resumes(demonstrations, teacher_url):
@@ -270,17 +262,10 @@ def grpo_flags(checkpoint, data, out, teacher_url, *more):
             "--max-tokens", 60, "--micro-batch", 4, *more]
 
 
-def fast_student(tmp_path, checkpoint, demonstrations):
-    """A student that at times gets a step right, so that rewards differ."""
-    out = tmp_path / "student"
-    script("sft.py", *sft_flags(checkpoint, demonstrations, out, "--steps", 200, "--lr", "1e-2"))
-    return str(out)
-
-
 @pytest.fixture(scope="module")
-def grpo_run(tmp_path_factory, checkpoint, demonstrations, teacher_url):
+def grpo_run(tmp_path_factory, trained_student, teacher_url):
     folder = tmp_path_factory.mktemp("grpo")
-    student = fast_student(folder, checkpoint, demonstrations)
+    student = trained_student
     write(folder / "rl.jsonl", grpo_records())
     held_out = write(folder / "held_out.jsonl", [t for t in tasks(20, 1, "h") if t["kind"] == "math"])
     script("grpo_short.py", *grpo_flags(student, folder / "rl.jsonl", folder / "one", teacher_url,
@@ -306,6 +291,7 @@ def test_grpo_logs_what_it_did(grpo_run):
     assert {"reward", "reward_correct", "reward_chosen", "reward_rejected"} <= set(shown[0])
 
 
+@pytest.mark.slow
 def test_grpo_resumes_to_the_exact_step(grpo_run, tmp_path, teacher_url):
     folder, student, rows = grpo_run
     out = tmp_path / "out"
@@ -318,6 +304,7 @@ def test_grpo_resumes_to_the_exact_step(grpo_run, tmp_path, teacher_url):
         assert [b[k] for k in KEYS] == pytest.approx([a[k] for k in KEYS], abs=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("flags", [("--zero", 0), ("--zero", 2), ("--zero", 3, "--no-pack")], ids=str)
 def test_grpo_on_two_ranks_makes_the_updates_of_one(flags, grpo_run, tmp_path, teacher_url):
     folder, student, rows = grpo_run
@@ -338,6 +325,7 @@ def complaint(name, *args):
     return done.stderr.strip().splitlines()[-1]
 
 
+@pytest.mark.slow
 def test_bad_input_is_named(tmp_path, checkpoint, teacher_url):
     good = write(tmp_path / "good.jsonl", tasks(2))
     (tmp_path / "torn.jsonl").write_text(
