@@ -24,7 +24,8 @@ from plumbing import replies
 from plumbing.answers import check_by_rule, exact_match, f1
 from plumbing.chat_api import BadReply, ChatModel, Usage
 from plumbing.cli import Help, InputError, cli, teacher_flags
-from plumbing.records import Record, append_jsonl, as_list, read_jsonl, read_tasks
+from plumbing.decontaminate import decontaminate
+from plumbing.records import Record, as_list, read_tasks
 from plumbing.replies import Verdict, same_step_cheap
 from plumbing.trajectory import Messages, Step, render, render_step, step_of
 
@@ -225,51 +226,7 @@ def audit(args: argparse.Namespace) -> None:
     print(teacher.summary())
 
 
-# ---- decontaminate: no task may be a benchmark's ----
-
-def word_ngrams(text: str, n: int) -> tuple[str, set[tuple[str, ...]]]:
-    """The words of a text, normalised, and the set of its n-grams; one Chinese character is a word."""
-    words = re.findall(r"[\u3040-\u9fff]|[^\W\u3040-\u9fff]+", text.lower())
-    return " ".join(words), {tuple(words[i:i + n]) for i in range(len(words) - n + 1)}
-
-
-def decontaminate(args: argparse.Namespace) -> None:
-    """Drop tasks whose question is a benchmark's, word for word or nearly, and repeated ones; count both."""
-    def questions(path: str) -> list[tuple[str, set]]:
-        return [word_ngrams(task["question"], args.ngram) for task in read_tasks(path, required=())]
-
-    def close(grams: set, others: set) -> bool:
-        enough = args.overlap * min(len(grams), len(others))
-        return enough > 0 and len(grams & others) >= enough
-
-    tasks = questions(args.tasks)
-    records = [record for _, record in read_jsonl(args.tasks)]
-    drop: set[str] = set()
-    for path in args.against:
-        benchmark = dict(questions(path))
-        benchmark_grams = set().union(*benchmark.values())
-        exact = [text for text, _ in tasks if text in benchmark]
-        near = []
-        for text, grams in tasks:
-            if text in benchmark or grams.isdisjoint(benchmark_grams):     # the latter only to save time
-                continue
-            if any(close(grams, others) for others in benchmark.values()):
-                near.append(text)
-        print(f"{path} ({len(benchmark)}): {len(exact)} tasks hold one word for word, {len(near)} nearly")
-        for text in exact[:2] + near[:3]:
-            print(f"    {text[:100]}")
-        drop.update(exact, near)
-
-    kept: set[str] = set()
-    with open(args.out, "w", encoding="utf-8") as file:
-        for (text, _), record in zip(tasks, records):
-            if text not in drop and text not in kept:
-                append_jsonl(file, record)
-                kept.add(text)
-    dropped = sum(text in drop for text, _ in tasks)
-    print(f"{args.tasks}: {len(tasks)} tasks, {dropped} dropped as benchmark questions, "
-          f"{len(tasks) - dropped - len(kept)} as repeated, {len(kept)} kept in {args.out}")
-
+# ---- flags ----
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Measure a teacher before a run, or clean a file of tasks.",

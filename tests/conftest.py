@@ -1,4 +1,5 @@
 """Fixtures: a tiny student made on the spot, and the demo's teacher behind its HTTP endpoint."""
+import json
 import os
 import subprocess
 import sys
@@ -25,6 +26,15 @@ def script(name, *args, ranks=None, check=True, **more):
                           env={**os.environ, "OMP_NUM_THREADS": "1"}, **more)
     assert not check or done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     return done
+
+
+def send_json(handler, value):
+    """The reply of a test's HTTP server."""
+    body = json.dumps(value).encode()
+    handler.send_response(200)
+    handler.send_header("Content-Length", str(len(body)))
+    handler.end_headers()
+    handler.wfile.write(body)
 
 
 @pytest.fixture(scope="session")

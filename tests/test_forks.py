@@ -10,7 +10,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
-from conftest import ROOT
+from conftest import ROOT, send_json
 from test_stages import grpo_flags, grpo_records, lines, write
 
 HERE = ("bc.py", "mps.py", "sft.py", "grpo_short.py", "env.py", "judge.py", "eval.py", "plumbing", "sandbox", "baselines",
@@ -79,7 +79,7 @@ class Oracle(BaseHTTPRequestHandler):
     """A teacher of one's own: it plans, searches for the question, and answers with what it found."""
 
     def do_GET(self):
-        self.answer({"data": [{"id": "oracle"}]})
+        send_json(self, {"data": [{"id": "oracle"}]})
 
     def do_POST(self):
         prompt = json.loads(self.rfile.read(int(self.headers["Content-Length"])))["messages"][1]["content"]
@@ -90,14 +90,7 @@ class Oracle(BaseHTTPRequestHandler):
             text = f"<thought>I search.</thought><code>page = web_search({question!r})\nprint(page)</code>"
         else:
             text = "<thought>Found.</thought><code>final_answer_print(page.split()[-1].strip('.'))</code>"
-        self.answer({"choices": [{"message": {"content": text}}], "usage": {}})
-
-    def answer(self, body):
-        body = json.dumps(body).encode()
-        self.send_response(200)
-        self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
-        self.wfile.write(body)
+        send_json(self, {"choices": [{"message": {"content": text}}], "usage": {}})
 
     def log_message(self, *_):
         pass

@@ -16,8 +16,9 @@ import judge
 import mps
 import sft
 import teacher as demo_teacher
-from conftest import ROOT, script
+from conftest import ROOT, script, send_json
 from plumbing.chat_api import TeacherDown
+from plumbing.decontaminate import word_ngrams
 from plumbing.replies import leaked, tokens
 from plumbing.search import search_from_args
 from test_stages import BAD, CHAIN, Scripted, lines, tasks, write
@@ -94,11 +95,7 @@ class StudentServer(http.server.BaseHTTPRequestHandler):
         plan = f"<first_thought>{demo_teacher.PLANS[guide.kind]}</first_thought>"
         text = plan if len(messages) == 1 else guide.next(False)
         text = SLIP if len(messages) == 3 and guide.kind == "math" else text
-        body = json.dumps({"choices": [{"message": {"content": text}, "finish_reason": "stop"}]}).encode()
-        self.send_response(200)
-        self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
-        self.wfile.write(body)
+        send_json(self, {"choices": [{"message": {"content": text}, "finish_reason": "stop"}]})
 
     def log_message(self, *_):
         pass
@@ -197,7 +194,7 @@ def test_a_killed_run_ends_like_an_undisturbed_one(tmp_path, trained_student, te
 
 # ---- what the student learns from ----
 
-PROMPTS = set().union(*(judge.word_ngrams(text, 7)[1] for text in judge.PROMPT.values()))
+PROMPTS = set().union(*(word_ngrams(text, 7)[1] for text in judge.PROMPT.values()))
 
 
 def faults_of(record):
@@ -205,10 +202,10 @@ def faults_of(record):
     the teacher saw (its prompts, analyses and suggestions), labels."""
     found, told = [], [c["analysis"] or "" for c in record["corrections"]]
     told += ["Take the next link of the chain."]
-    secret = PROMPTS.union(*(judge.word_ngrams(text, 5)[1] for text in told))
+    secret = PROMPTS.union(*(word_ngrams(text, 5)[1] for text in told))
     for i, m in enumerate(record["messages"]):
         before, said = record["messages"][:i], m["content"]
-        grams = judge.word_ngrams(said, 7)[1] | judge.word_ngrams(said, 5)[1]
+        grams = word_ngrams(said, 7)[1] | word_ngrams(said, 5)[1]
         if m["role"] != "assistant":
             continue
         if grams & secret:

@@ -1,0 +1,49 @@
+"""No training task may be a benchmark's: `python judge.py decontaminate`."""
+import argparse
+import re
+
+from plumbing.records import append_jsonl, read_jsonl, read_tasks
+
+
+def word_ngrams(text: str, n: int) -> tuple[str, set[tuple[str, ...]]]:
+    """The words of a text, normalised, and the set of its n-grams; one Chinese character is a word."""
+    words = re.findall(r"[\u3040-\u9fff]|[^\W\u3040-\u9fff]+", text.lower())
+    return " ".join(words), {tuple(words[i:i + n]) for i in range(len(words) - n + 1)}
+
+
+def decontaminate(args: argparse.Namespace) -> None:
+    """Drop tasks whose question is a benchmark's, word for word or nearly, and repeated ones; count both."""
+    def questions(path: str) -> list[tuple[str, set]]:
+        return [word_ngrams(task["question"], args.ngram) for task in read_tasks(path, required=())]
+
+    def close(grams: set, others: set) -> bool:
+        enough = args.overlap * min(len(grams), len(others))
+        return enough > 0 and len(grams & others) >= enough
+
+    tasks = questions(args.tasks)
+    records = [record for _, record in read_jsonl(args.tasks)]
+    drop: set[str] = set()
+    for path in args.against:
+        benchmark = dict(questions(path))
+        benchmark_grams = set().union(*benchmark.values())
+        exact = [text for text, _ in tasks if text in benchmark]
+        near = []
+        for text, grams in tasks:
+            if text in benchmark or grams.isdisjoint(benchmark_grams):     # the latter only to save time
+                continue
+            if any(close(grams, others) for others in benchmark.values()):
+                near.append(text)
+        print(f"{path} ({len(benchmark)}): {len(exact)} tasks hold one word for word, {len(near)} nearly")
+        for text in exact[:2] + near[:3]:
+            print(f"    {text[:100]}")
+        drop.update(exact, near)
+
+    kept: set[str] = set()
+    with open(args.out, "w", encoding="utf-8") as file:
+        for (text, _), record in zip(tasks, records):
+            if text not in drop and text not in kept:
+                append_jsonl(file, record)
+                kept.add(text)
+    dropped = sum(text in drop for text, _ in tasks)
+    print(f"{args.tasks}: {len(tasks)} tasks, {dropped} dropped as benchmark questions, "
+          f"{len(tasks) - dropped - len(kept)} as repeated, {len(kept)} kept in {args.out}")
