@@ -323,9 +323,9 @@ def main(args: argparse.Namespace) -> None:
     search = search_from_args(args)
     chat = load_chat(args.model)
     policy = load_policy(args.model, args)
-    reference = load_policy(args.model, args).to(device).eval() if args.kl else None
+    reference = load_policy(args.model, args).eval() if args.kl else None
     trainer = make_trainer(policy, args)
-    engine = trainer_engine(args, trainer, chat, device)
+    engine = trainer_engine(args, trainer, chat)
     probe = starts[0]["messages"]                          # what a sync is checked with
     state = load_state(trainer, args.out)
     done = state.get("step", 0)

@@ -233,7 +233,7 @@ def first_error(m: Mentored, named: int | None, accuracy: float) -> Iterator[lis
         opinion = belief(steps, probes, named, accuracy)
     searched = likeliest(belief(steps, probes))
     won = any(wins for _, wins, _ in probes)
-    step = named                                           # a student that never wins proves nothing
+    step = named                                           # a student that never succeeds tells nothing
     if won or named is None:
         step = likeliest(opinion)
     return {"teacher": named, "search": searched, "agree": named == searched, "probes": probes, "step": step}

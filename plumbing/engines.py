@@ -77,7 +77,7 @@ def load_engine(kind: str, path: str, url: str | None, load_chat: Callable[[str]
         return TorchEngine(model, chat)
 
 
-def trainer_engine(args: argparse.Namespace, trainer: Any, chat: Chat, device: torch.device) -> Engine:
+def trainer_engine(args: argparse.Namespace, trainer: Any, chat: Chat) -> Engine:
     """The engine that generates for `trainer`, DeepSpeed's engine around the policy (grpo_short.py)."""
     if args.engine == "url":
         raise InputError("--engine url has no token ids and log-probs: it is for mps.py and eval.py")
@@ -89,11 +89,11 @@ def trainer_engine(args: argparse.Namespace, trainer: Any, chat: Chat, device: t
     if args.zero < 3:
         return TorchEngine(trainer.module.model, chat, args.rollout_batch, owns_weights=False)
 
-    # ZeRO-3 shards the weights: generate with a copy
-    from plumbing.models import load_policy
-    policy = load_policy(args.model, args)
-    policy.to(device, dtype=next(trainer.module.parameters()).dtype)
-    return TorchEngine(policy.model, chat, args.rollout_batch)
+    # ZeRO-3 shards the weights: generate with a copy. It is loaded in the trainer's dtype, not cast to it: a
+    # cast would round the rotary frequencies too, which the trainer keeps in fp32
+    from plumbing.models import load_model
+    copy = load_model(args.model, next(trainer.module.parameters()).dtype)
+    return TorchEngine(copy, chat, args.rollout_batch)
 
 
 def sampling_from_args(args: argparse.Namespace, salt: int = 0) -> dict[str, Any]:

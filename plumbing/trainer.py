@@ -71,7 +71,7 @@ def optimizer_step(trainer: Any, micro_batches: Sequence[tuple], loss_of: Callab
         if last and keeps_no_norm:
             norm = torch.nn.utils.clip_grad_norm_(trainer.parameters(), trainer.gradient_clipping())
         trainer.step()
-    if trainer.get_global_grad_norm() is not None:
+    if not keeps_no_norm:
         norm = trainer.get_global_grad_norm()
     return float(norm)
 

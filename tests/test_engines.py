@@ -93,16 +93,20 @@ def test_the_trainers_engine(checkpoint):
                               checkpointing=False, top_p=1.0, top_k=0, dtype="fp32")
     policy = SimpleNamespace(model=load_model(checkpoint, torch.float32))
     policy.parameters = policy.model.parameters
-    trainer, chat, cpu = SimpleNamespace(module=policy), env.load_chat(checkpoint), torch.device("cpu")
-    shared = trainer_engine(args, trainer, chat, cpu)
+    trainer, chat = SimpleNamespace(module=policy), env.load_chat(checkpoint)
+    shared = trainer_engine(args, trainer, chat)
     assert shared.model is policy.model and not shared.owns_weights and shared.batch == 7
     args.zero = 3
-    copy = trainer_engine(args, trainer, chat, cpu)
+    copy = trainer_engine(args, trainer, chat)
     assert copy.model is not policy.model and copy.owns_weights
+    policy.model.bfloat16()
+    copy = trainer_engine(args, trainer, chat)
+    assert {p.dtype for p in copy.model.parameters()} == {torch.bfloat16}
+    assert copy.model.model.rotary_emb.inv_freq.dtype == torch.float32     # as DeepSpeed leaves it
     for engine, more, complaint in ("url", {}, "no token ids"), ("vllm", {"top_k": 20}, "train with 1 and 0"):
         wrong = argparse.Namespace(**{**vars(args), "engine": engine, **more})
         with pytest.raises(InputError, match=complaint):
-            trainer_engine(wrong, trainer, chat, cpu)
+            trainer_engine(wrong, trainer, chat)
 
 
 def test_what_cannot_be_loaded_is_named(tmp_path):
