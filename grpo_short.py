@@ -260,7 +260,7 @@ def update(trainer: Any, groups: list[list[Rollout]], reference: LogProbs | None
            device: torch.device) -> tuple[Counter, float | None]:
     """One clipped update on this rank's groups of a mini-batch -> sums for the log, gradient norm or None.
 
-    A group is one packed row [prefix, r_1 … r_G] (`pack_groups`): the shared prefix is computed once.
+    A row is [prefix, r_1 … r_G, next prefix …] (`pack_groups`): a shared prefix is computed once in it.
     """
     sampled, = sum_over_ranks(sum(sum(r.loss_mask) for group in groups for r in group))
     tokens = max(1, sampled)

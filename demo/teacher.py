@@ -24,7 +24,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), ".."))
 import judge
 import world
-from plumbing.answers import parse_code
+from plumbing.replies import parse_code
 
 PLANS = {"math": "I will compute the amount step by step.", "search": "I will look up the links one by one."}
 HEADING = re.compile(r"(?m)^# (Question|Reference answer|Trajectory|Rejected step|Analysis|Suggestion"

@@ -4,7 +4,6 @@
 math-verify, which runs in a process of its own (formulas.py). Where nothing decides, the result is None and
 the caller asks a model.
 """
-import ast
 import json
 import os
 import re
@@ -17,20 +16,6 @@ from typing import Any
 
 from plumbing.cli import InputError
 from plumbing.records import as_list
-
-# ---- Python in answers and replies ----
-
-# What ast.parse, ast.literal_eval and json raise on a text that they cannot read. LookupError and TypeError
-# also come from a look-up in what they did read.
-UNREADABLE = (ValueError, SyntaxError, TypeError, LookupError, RecursionError, MemoryError)
-PARSING = threading.Lock()
-
-
-def parse_code(text: str, mode: str = "exec") -> ast.Module | ast.Expression:
-    """`ast.parse`, one thread at a time: in CPython 3.11 several can raise SystemError (gh-106905)."""
-    with PARSING:
-        return ast.parse(text, mode=mode)
-
 
 # ---- what an answer says, without its wrapping ----
 

@@ -22,11 +22,8 @@ def cli(main: Callable[[argparse.Namespace], None], args: argparse.Namespace) ->
     """Run main(args); what the user can mend ends in one sentence and exit code 2."""
     try:
         main(args)
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
-    except OSError as error:
-        if not error.filename:             # not a file that the user named
+    except (InputError, OSError) as error:
+        if isinstance(error, OSError) and not error.filename:              # not a file that the user named
             raise
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)

@@ -5,7 +5,7 @@ import argparse
 import os
 from collections.abc import Callable, Iterable
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from plumbing.chat_api import chat_completion
 from plumbing.cli import InputError
@@ -104,13 +104,6 @@ def sampling_from_args(args: argparse.Namespace, salt: int = 0) -> dict[str, Any
 
 # ---- a Transformers model ----
 
-class Sampling(NamedTuple):
-    """How tokens are drawn, as `Engine.play` is told."""
-    temperature: float
-    top_p: float
-    top_k: int
-
-
 def sample(logits: Tensor, uniform: Tensor, temperature: float, top_p: float,
            top_k: int) -> tuple[Tensor, Tensor]:
     """Draw one token a row by inverting its distribution at `uniform` in [0, 1) -> tokens (B,), logps (B,).
@@ -175,7 +168,7 @@ class TorchEngine:
         import torch
         for episode in episodes:
             episode.begin(self.chat)
-        how = Sampling(temperature, top_p, top_k)
+        how = (temperature, top_p, top_k)
         training = self.model.training
         self.model.eval()
         with torch.inference_mode(), ThreadPoolExecutor(16) as pool:
@@ -183,8 +176,8 @@ class TorchEngine:
                 self.play_batch(episodes[at:at + self.batch], pool, how, seed, progress)
         self.model.train(training)
 
-    def play_batch(self, episodes: list[Episode], pool: ThreadPoolExecutor, how: Sampling, seed: int,
-                   progress: tqdm | None) -> None:
+    def play_batch(self, episodes: list[Episode], pool: ThreadPoolExecutor, how: tuple[float, float, int],
+                   seed: int, progress: tqdm | None) -> None:
         """Column by column: draw a token for each row, ask the rows which token they take, run the model."""
         import torch
         columns = self.prefill(episodes)

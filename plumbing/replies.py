@@ -5,13 +5,29 @@ A parser returns what the reply says or raises ValueError; its message tells the
 import ast
 import json
 import re
+import threading
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from plumbing.answers import UNREADABLE, core, parse_code, rule
+from plumbing.answers import core, rule
 from plumbing.records import as_list
 from plumbing.trajectory import Messages, Step, code_of, observed, step_of
 
+# ---- what cannot be read ----
+
+# What ast.parse, ast.literal_eval and json raise on a text that they cannot read. LookupError and TypeError
+# also come from a look-up in what they did read.
+UNREADABLE = (ValueError, SyntaxError, TypeError, LookupError, RecursionError, MemoryError)
+PARSING = threading.Lock()
+
+
+def parse_code(text: str, mode: str = "exec") -> ast.Module | ast.Expression:
+    """`ast.parse`, one thread at a time: in CPython 3.11 several can raise SystemError (gh-106905)."""
+    with PARSING:
+        return ast.parse(text, mode=mode)
+
+
+# ---- what a reply says of a trajectory ----
 
 class Verdict(NamedTuple):
     """What the teacher says of a whole trajectory."""

@@ -45,7 +45,7 @@ def make_search(spec: str | None, cache: str | None = None) -> Search | None:
     else:
         raise ValueError("it is not http:URL, local:FILE.jsonl or none")
     if cache:
-        return CachedSearch(search, name_in_cache, cache)
+        return cached_search(search, name_in_cache, cache)
     return search
 
 
@@ -59,32 +59,28 @@ def pages(results: list[tuple[str, str]]) -> str:
 
 # ---- the cache ----
 
-class CachedSearch:
-    """A search whose results are kept in an SQLite file; failures are not kept."""
+def cached_search(search: Search, spec: str, path: str) -> Search:
+    """A search whose results are kept in an SQLite file; failures are not kept.
 
-    def __init__(self, search: Search, spec: str, path: str) -> None:
-        """spec: names the search in the file, which may hold the results of several."""
-        self.search = search
-        self.spec = spec
-        self.path = path
-        self.query_db("CREATE TABLE IF NOT EXISTS found "
-                      "(spec TEXT, query TEXT, text TEXT, PRIMARY KEY (spec, query))")
-
-    def __call__(self, query: str) -> str:
-        row = self.query_db("SELECT text FROM found WHERE spec = ? AND query = ?", self.spec, query)
-        if row is not None:
-            return row[0]
-        text = self.search(query)
-        self.query_db("INSERT OR REPLACE INTO found VALUES (?, ?, ?)", self.spec, query, text)
-        return text
-
-    def query_db(self, statement: str, *values: str) -> tuple | None:
-        """Execute one statement. -> the first row, if there is one"""
+    spec: names the search in the file, which may hold the results of several.
+    """
+    def query_db(statement: str, *values: str) -> tuple | None:
         try:
-            with closing(sqlite3.connect(self.path, timeout=60)) as db, db:      # waits for others, commits
+            with closing(sqlite3.connect(path, timeout=60)) as db, db:     # waits for others, commits
                 return db.execute(statement, values).fetchone()
         except sqlite3.Error as error:
-            raise SearchFailed(f"the search cache {self.path}: {error}") from None
+            raise SearchFailed(f"the search cache {path}: {error}") from None
+
+    def search_once(query: str) -> str:
+        row = query_db("SELECT text FROM found WHERE spec = ? AND query = ?", spec, query)
+        if row is not None:
+            return row[0]
+        text = search(query)
+        query_db("INSERT OR REPLACE INTO found VALUES (?, ?, ?)", spec, query, text)
+        return text
+
+    query_db("CREATE TABLE IF NOT EXISTS found (spec TEXT, query TEXT, text TEXT, PRIMARY KEY (spec, query))")
+    return search_once
 
 
 # ---- a service ----

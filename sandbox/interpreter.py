@@ -19,7 +19,6 @@ import time
 import weakref
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from .session import LINUX, MAX_ANSWER, MAX_OUTPUT
@@ -40,16 +39,6 @@ class Observation(NamedTuple):
     error: bool            # an exception, or the step was killed
 
 
-@dataclass
-class Settings:
-    """Of all interpreters of this process; see set_sandbox."""
-    mode: str = "auto"
-    preload: bool = True
-
-
-SETTINGS = Settings()
-
-
 def set_sandbox(mode: str, preload: bool = True) -> None:
     """auto: use the layers there are, name the missing; strict: refuse if one is missing; off: use none.
 
@@ -57,8 +46,8 @@ def set_sandbox(mode: str, preload: bool = True) -> None:
     """
     if mode not in ("auto", "strict", "off"):
         raise ValueError(f"--sandbox {mode}: not auto, strict or off")
-    SETTINGS.mode = mode
-    SETTINGS.preload = preload
+    ZYGOTE.mode = mode
+    ZYGOTE.preload = preload
     ZYGOTE.stop()
 
 
@@ -157,6 +146,8 @@ class Zygote:
     """This process's zygote. It is started with the first session, and again if it died."""
 
     def __init__(self) -> None:
+        self.mode = "auto"                                 # see set_sandbox
+        self.preload = True
         self.forget()
 
     def forget(self) -> None:
@@ -168,7 +159,7 @@ class Zygote:
         self.process: subprocess.Popen | None = None
 
     def start(self) -> None:
-        if SETTINGS.mode != "off" and not LINUX:
+        if self.mode != "off" and not LINUX:
             raise RuntimeError("the sandbox needs Linux; --sandbox off runs model code unprotected")
         hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
         if LINUX and hard > 1024:                          # a session takes two file descriptors
@@ -177,14 +168,14 @@ class Zygote:
         inherited = {"PYTHONPATH": packages, "LD_LIBRARY_PATH": os.environ.get("LD_LIBRARY_PATH", "")}
         self.control, child = socket.socketpair()
         self.process = subprocess.Popen(
-            [sys.executable, ZYGOTE_FILE, SETTINGS.mode, "preload" if SETTINGS.preload else ""],
+            [sys.executable, ZYGOTE_FILE, self.mode, "preload" if self.preload else ""],
             env=CLEAN_ENV | inherited, cwd="/", start_new_session=True,
             stdin=child, stdout=subprocess.DEVNULL)
         child.close()
         ready = self.control.recv(1)                       # + all layers are there, - some are missing
-        if not ready or (ready == b"-" and SETTINGS.mode == "strict"):
+        if not ready or (ready == b"-" and self.mode == "strict"):
             self.stop()
-            raise RuntimeError(f"the sandbox (--sandbox {SETTINGS.mode}) cannot start; the reason is above")
+            raise RuntimeError(f"the sandbox (--sandbox {self.mode}) cannot start; the reason is above")
 
     def stop(self) -> None:
         if self.process:

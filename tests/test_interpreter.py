@@ -614,7 +614,7 @@ def test_a_forked_trainer_may_go_on_with_an_interpreter():
     py.run("xs = [0]")
     read, write = os.pipe()
     if not os.fork():
-        interpreter.SETTINGS.preload = False                            # starts faster
+        interpreter.ZYGOTE.preload = False                            # starts faster
         os.write(write, py.run("xs.append(1); xs").text.encode())
         interpreter.ZYGOTE.stop()
         os._exit(0)
