@@ -109,8 +109,7 @@ class Mentored:
                               usage=self.teacher_usage)
 
     def record(self) -> Record:
-        """The trajectory record. `interventions` counts all corrections; `corrections` are those whose
-        prefix no later one threw away."""
+        """The trajectory record, without the corrections whose prefix a later correction threw away."""
         e = self.episode
         kept = []
         for correction in self.corrections:
@@ -164,8 +163,9 @@ def mentor(m: Mentored) -> Iterator[list[Episode]]:
                 k = searched["step"]
 
             # the interpreter is rewound to the prefix h_k, and the teacher writes the one step after it
-            m.episode = rewind(episode, k)
-            rewrite_step(m, k, step_at(episode.messages, k, episode.prediction), verdict, searched)
+            resumed = rewind(episode, k)
+            rewrite_step(m, resumed, k, verdict, searched)
+            m.episode = resumed
     except BadReply as error:
         m.settle("failed", f"{error}; the reply was {error.raw[:1000]!r}")
 
@@ -182,9 +182,10 @@ def rewind(episode: Episode, k: int, copy: int = 0) -> Episode:
     return resumed
 
 
-def rewrite_step(m: Mentored, k: int, rejected: Record, verdict: Verdict, searched: Record | None) -> None:
+def rewrite_step(m: Mentored, resumed: Episode, k: int, verdict: Verdict, searched: Record | None) -> None:
     """Let the teacher write step k of the rewound episode, once, and run it; keep the pair of steps."""
-    before = list(m.episode.messages)
+    rejected = step_at(m.episode.messages, k, m.episode.prediction)
+    before = list(resumed.messages)
     analysis = suggestion = None
     if k == verdict.first_wrong_step:                      # the analysis is about this step only
         analysis = verdict.analysis
@@ -192,10 +193,9 @@ def rewrite_step(m: Mentored, k: int, rejected: Record, verdict: Verdict, search
     content = m.teacher.correct(m.task["question"], m.task["answer"], before, rejected["content"],
                                 rejected["observation"], analysis, suggestion, sample=len(m.corrections),
                                 usage=m.teacher_usage)
-    m.episode.turn(content)
-    m.episode.calls = 0                                    # that turn was the teacher's
-    correction = {"step": k, "prefix": before,
-                  "chosen": step_at(m.episode.messages, k, m.episode.prediction),
+    resumed.turn(content)
+    resumed.calls = 0                                      # that turn was the teacher's
+    correction = {"step": k, "prefix": before, "chosen": step_at(resumed.messages, k, resumed.prediction),
                   "rejected": rejected, "analysis": analysis}
     if searched is not None:
         correction["first_error"] = searched

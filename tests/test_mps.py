@@ -77,6 +77,18 @@ def test_what_stays_unusable_is_kept_as_failed_with_the_reply(teacher_url, monke
     assert [r["outcome"] for r in records] == ["failed"] and "I cannot say." in [*records][0]["reason"]
 
 
+def test_a_correction_that_stays_unusable_keeps_the_whole_failed_run(teacher_url, monkeypatch):
+    honest = demo_teacher.reply
+
+    def reply(system, *rest):
+        return "I cannot." if system.startswith(judge.PROMPT["CORRECT"].split("\n")[0]) else honest(system, *rest)
+    monkeypatch.setattr(demo_teacher, "reply", reply)
+    record, = play([CHAIN], Scripted(lambda task, step, messages: BAD if step == 1 else None),
+                   options(teacher_url)).values()
+    assert record["outcome"] == "failed" and "I cannot." in record["reason"] and record["corrections"] == []
+    assert record["stop"] == "answer" and record["prediction"] == "0" and len(record["messages"]) == 6
+
+
 def test_a_dead_teacher_ends_the_run(teacher_url):
     args = options(teacher_url, "--retries", 1)
     teacher = judge.Teacher("http://127.0.0.1:9", "m", retries=1, backoff=0.01)
