@@ -17,8 +17,7 @@ model. Plain GRPO is `--no-short-horizon` (start at the question) with `--no-key
   laptop:  torchrun --nproc_per_node 2 grpo_short.py --model ckpt/sft --data mps/rl.jsonl --out ckpt/rl \\
              --lr 1e-4 --prompts 16 --group 8 --mini-batch 8 --teacher-url http://127.0.0.1:8008
   8 GPUs:  torchrun --nproc_per_node 8 grpo_short.py --model ckpt/sft --data mps/rl.jsonl --out ckpt/rl \\
-             --engine vllm --zero 3 --teacher-url http://teacher:8000 \\
-             --search http:https://google.serper.dev/search
+             --engine vllm --zero 3 --teacher-url http://teacher:8000 --search http:https://google.serper.dev/search
 
 Logged each step (metrics.jsonl): reward, and the share of rollouts with each of its parts: a right answer, a
 key step equal to the chosen one, to a rejected one; zero_variance, the share of groups with equal rewards
@@ -90,12 +89,11 @@ def reward(trajectory: Record, teacher: Teacher, args: argparse.Namespace) -> tu
         return 0.0, parts
     before = truncate(t["messages"], key)
     step = step_at(t["messages"], key, t["prediction"])
-    rejected = [t["rejected"], *t.get("also_rejected", [])]
-
     # R = 0.5 for the teacher's step, 0 for a rejected one, 0.1 for any other
     if same_step(teacher, t["question"], before, step, t["chosen"]):
         parts["chosen"] = True
         return 0.5, parts
+    rejected = [t["rejected"], *t.get("also_rejected", [])]
     if any(same_step(teacher, t["question"], before, step, other) for other in rejected):
         parts["rejected"] = True
         return 0.0, parts
@@ -217,7 +215,8 @@ def load_starts(path: str, short_horizon: bool) -> list[Record]:
                 raise InputError(f"{path}, line {line}: field `{field}` is missing")
         key = step_of(record["messages"]) if record.get("chosen") else None
         messages = record["messages"] if short_horizon else truncate(record["messages"], 0)
-        starts.append({**record, "key": key, "messages": messages})
+        task = {name: value for name, value in record.items() if not name.startswith("reward")}    # of a run
+        starts.append({**task, "key": key, "messages": messages})
     if not starts:
         raise InputError(f"{path}: no record to train on")
     return starts
@@ -324,6 +323,8 @@ def main(args: argparse.Namespace) -> None:
     chat = load_chat(args.model)
     policy = load_policy(args.model, args)
     reference = load_policy(args.model, args).eval() if args.kl else None
+    if rank == 0:
+        save_args(args, os.path.join(args.out, "args.json"))
     trainer = make_trainer(policy, args)
     engine = trainer_engine(args, trainer, chat)
     probe = starts[0]["messages"]                          # what a sync is checked with
@@ -334,7 +335,6 @@ def main(args: argparse.Namespace) -> None:
         sync(engine, trainer, probe, device)
     metrics = Metrics(args, rank, done)
     if rank == 0:
-        save_args(args, os.path.join(args.out, "args.json"))
         shown = open_metrics(args.out, done, "rollouts.jsonl")
     log(f"{len(starts)} starts; {steps} steps of {args.prompts} starts x {args.group} rollouts, "
         f"{args.prompts // args.mini_batch} updates each; from step {done}")

@@ -58,7 +58,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     g.add_argument("--corrections", type=int, default=5,
                    help="teacher's corrections per task; a task that needs more is hard")
     g.add_argument("--verify-first-error", type=int, default=0, metavar="N",
-                   help="test the step that the teacher names by so many runs from prefixes; 0: no test")
+                   help="test the step that the teacher names by N runs from each of a few prefixes; 0: no")
     g.add_argument("--teacher-accuracy", type=float, default=0.6,
                    help="share of first errors that the teacher names right (judge.py audit); for that test")
     g.add_argument("--batch", type=int, default=128, help="tasks that the student plays at once, per rank")
@@ -377,9 +377,9 @@ def main(args: argparse.Namespace) -> None:
         by_id = played(args.out)
         records = [by_id[t["id"]] for t in tasks if t["id"] in by_id]
         sft, rl = split(records, args)
-        merge_parts(args.out, "mps", records)
         write_jsonl(os.path.join(args.out, "sft.jsonl"), sft)
         write_jsonl(os.path.join(args.out, "rl.jsonl"), rl)
+        merge_parts(args.out, "mps", records)
         save_args(args, os.path.join(args.out, "args.json"))
         report(records, sft, rl, teacher)
 

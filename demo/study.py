@@ -371,7 +371,7 @@ def recipe_table(runs):
         logs = [read_jsonl(run.folder / "ckpt" / arm / "metrics.jsonl") for run in done]
 
         def course(field, scale=1, form="{:.0f}"):
-            ends = [[scale * statistics.fmean(m[field] for m in part) for part in (log[:8], log[-8:])]
+            ends = [[scale * statistics.fmean(m.get(field, 0) for m in part) for part in (log[:8], log[-8:])]
                     for log in logs if log and field in log[0]]
             return " → ".join(form.format(statistics.fmean(end)) for end in zip(*ends)) or "–"
         rows.append([name, course("reward_correct", 100), course("zero_variance", 100),

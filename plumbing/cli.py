@@ -78,11 +78,11 @@ def training_flags(group: Any, row_tokens: int, save_every: int) -> None:
     group.add_argument("--weight-decay", type=float, default=0.1, help="AdamW's weight decay")
     group.add_argument("--clip-grad", type=float, default=1.0, help="largest norm of the gradient")
     group.add_argument("--pack", action=argparse.BooleanOptionalAction, default=True,
-                       help="rows without padding, a shared prefix in them once; otherwise padded rows")
+                       help="rows without padding (in RL with a shared prefix once); otherwise padded rows")
     group.add_argument("--row-tokens", type=int, default=row_tokens,
                        help="tokens per forward pass and rank, for --pack; changes memory, not results")
     group.add_argument("--micro-batch", type=int, default=8,
-                       help="padded rows per forward pass, for --no-pack; changes memory, not results")
+                       help="padded rows per forward pass and rank (--no-pack); changes memory, not results")
     group.add_argument("--dtype", choices=["bf16", "fp32"], default=dtype,
                        help="of the forward pass; weights and optimizer are fp32")
     group.add_argument("--zero", type=int, choices=[0, 1, 2, 3], default=0,

@@ -2,7 +2,7 @@
 import threading
 from collections import Counter, deque
 from collections.abc import Callable, Iterator
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, as_completed, wait
 from typing import Any, NamedTuple, TextIO
 
 from plumbing.engines import Engine
@@ -49,8 +49,8 @@ def schedule(tasks: list[Any], begin: Callable[[Any], tuple[Any, Run]], done: Ca
             if engine.batched:
                 play_batches(deque(tasks), engine, pool, start, go_on, sampling, batch, concurrency)
             else:
-                for task in [pool.submit(alone, task) for task in tasks]:
-                    task.result()
+                for ended in as_completed([pool.submit(alone, task) for task in tasks]):
+                    ended.result()                         # raises what ended it
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
 
