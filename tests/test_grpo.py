@@ -1,4 +1,5 @@
 """GRPO: packed groups against the plain path, the loss against other trainers, a toy that learns."""
+import json
 import random
 from concurrent.futures import ThreadPoolExecutor
 from unittest import mock
@@ -278,3 +279,11 @@ def test_rollouts_are_shown_as_text(tmp_path):
     assert text.count("reward 1.0 (correct), stop answer, prediction yes, answer right") == 2
     assert text.count("<thought>a</thought>") == 2
     assert (tmp_path / "rollouts.jsonl").read_text().count("\n") == 2
+
+
+def test_rewards_of_another_run_are_no_rewards_of_this_one(tmp_path):
+    record = dict(id="a", question="q", answer="b", messages=[{"role": "user", "content": "q"}], kind="hard",
+                  reward=1.0, reward_model={"style": "rule"})
+    (tmp_path / "rl.jsonl").write_text(json.dumps(record) + "\n")
+    start, = grpo_short.load_starts(str(tmp_path / "rl.jsonl"), short_horizon=True)
+    assert set(start) == {"id", "question", "answer", "messages", "kind", "key"}
