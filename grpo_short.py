@@ -17,7 +17,8 @@ model. Plain GRPO is `--no-short-horizon` (start at the question) with `--no-key
   laptop:  torchrun --nproc_per_node 2 grpo_short.py --model ckpt/sft --data mps/rl.jsonl --out ckpt/rl \\
              --lr 1e-4 --prompts 16 --group 8 --mini-batch 8 --teacher-url http://127.0.0.1:8008
   8 GPUs:  torchrun --nproc_per_node 8 grpo_short.py --model ckpt/sft --data mps/rl.jsonl --out ckpt/rl \\
-             --engine vllm --zero 3 --teacher-url http://teacher:8000 --search http:https://google.serper.dev/search
+             --engine vllm --zero 3 --teacher-url http://teacher:8000 \\
+             --search http:https://google.serper.dev/search
 
 Logged each step (metrics.jsonl): reward, and the share of rollouts with each of its parts: a right answer, a
 key step equal to the chosen one, to a rejected one; zero_variance, the share of groups with equal rewards
@@ -103,8 +104,7 @@ def reward(trajectory: Record, teacher: Teacher, args: argparse.Namespace) -> tu
 def group_advantages(rewards: Tensor, eps: float = 1e-6) -> Tensor:
     """A_i = (R_i - mean) / (std + eps) within the last dimension: (..., G) -> (..., G).
 
-    The std is the unbiased one, as in GRPO's code. [1, 0, 0.5] -> [1, -1, 0]; equal rewards, or a group of
-    one, -> zeros.
+    The std is unbiased, as in GRPO's code. [1, 0, 0.5] -> [1, -1, 0]; equal rewards, a group of one -> zeros.
     """
     if rewards.shape[-1] < 2:
         return torch.zeros_like(rewards)
