@@ -5,7 +5,7 @@ import torch
 
 from plumbing.checkpoints import full_weights
 from plumbing.engines import Engine
-from plumbing.packing import Rollout, pad_rollouts
+from plumbing.packing import pad_examples
 from plumbing.trajectory import Messages
 
 
@@ -20,8 +20,7 @@ def sync(engine: Engine, trainer: Any, probe: Messages, device: torch.device) ->
         return 0.0
     prompt, _ = engine.chat.encode(probe)
     tokens, logps = engine.greedy(prompt)
-    greedy = Rollout(input_ids=prompt + tokens, loss_mask=[0] * len(prompt) + [1] * len(tokens),
-                     old_logps=[0.0] * len(prompt) + logps, advantage=0.0, prompt_length=len(prompt))
-    inputs, predict, target, engine_logps, _ = pad_rollouts([greedy], device)
+    greedy = (prompt + tokens, [0] * len(prompt) + [1] * len(tokens))      # input_ids, loss_mask
     with torch.no_grad():
-        return float((trainer(inputs, predict, target) - engine_logps).abs().mean())
+        trainer_logps = trainer(*pad_examples([greedy], device))
+    return float((trainer_logps - torch.tensor(logps, device=device)).abs().mean())
