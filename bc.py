@@ -27,8 +27,9 @@ from env import Episode, Search
 from judge import Teacher, correct_answer
 from plumbing.chat_api import BadReply, Usage
 from plumbing.cli import Help, cli, env_flags, teacher_flags
-from plumbing.records import Record, append_jsonl, read_tasks, resume_jsonl, save_args
+from plumbing.records import Record, append_jsonl, resume_jsonl, save_args
 from plumbing.search import SearchFailed, search_from_args
+from plumbing.tasks import read_tasks
 from sandbox import Interpreter, set_sandbox
 
 

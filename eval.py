@@ -23,9 +23,10 @@ Differences from the paper: rules compare answers, and a judge model (--teacher-
 cannot decide. The paper does not say how many runs it averages; the default of --runs is 1.
 """
 import argparse
+import hashlib
 import json
 import os
-import re
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -33,6 +34,7 @@ import env
 import judge
 from baselines import prompting
 from plumbing.answers import qa_score
+from plumbing.benchmarks import F1_BENCHMARKS, benchmark_of, gaia_level, named_benchmark
 from plumbing.chat_api import BadReply
 from plumbing.cli import Help, InputError, cli, env_flags, sampling_flags, teacher_flags
 from plumbing.engines import Engine, load_engine, sampling_from_args
@@ -43,13 +45,13 @@ from plumbing.records import (
     merge_parts,
     ranks_files,
     read_parts,
-    read_tasks,
     save_args,
     write_jsonl,
 )
 from plumbing.report import collect, make_page
 from plumbing.results import combined_table, paper_tables, read_results, result_rows, results_table, why_zero
 from plumbing.search import search_from_args
+from plumbing.tasks import read_tasks
 from sandbox import set_sandbox
 
 # ---- flags ----
@@ -115,45 +117,39 @@ def check_run_flags(parser: argparse.ArgumentParser, args: argparse.Namespace) -
 
 # ---- benchmarks ----
 
-def plain_name(name: str) -> str:
-    """GSM-Hard, gsm_hard -> gsmhard."""
-    return re.sub(r"[\W_]", "", name.lower())
-
-
-# The paper's names, and what its files are called elsewhere. The metric is F1 or, for all others, the judge.
-F1_BENCHMARKS = ["HotpotQA", "2Wiki", "MuSiQue", "Bamboogle"]
-BENCHMARKS = ["AIME24", "AIME25", "AIME", "MATH500", "OlymMATH", "GSM-Hard", *F1_BENCHMARKS,
-              "GAIA", "HLE", "xBench", "WebWalker"]
-OTHER_NAMES = {"aime2024": "AIME24", "aime2025": "AIME25", "olymm": "OlymMATH", "hqa": "HotpotQA",
-               "2wikimultihopqa": "2Wiki", "musiq": "MuSiQue", "bamb": "Bamboogle",
-               "xbenchdeepsearch": "xBench", "webwalkerqa": "WebWalker"}
-BENCHMARK_NAMES = {plain_name(name): name for name in BENCHMARKS} | OTHER_NAMES
-
-
-def benchmark_of(path: str | Path) -> str:
-    """The paper's name for a file, else its own: aime24/test.jsonl -> AIME24, tasks/hard.jsonl -> hard."""
-    stem = Path(path).stem
-    folder = Path(path).absolute().parent.name
-    for name in (stem, folder):
-        if plain_name(name) in BENCHMARK_NAMES:
-            return BENCHMARK_NAMES[plain_name(name)]
-    if stem == "test":
-        return folder
-    return stem
-
-
 def load_tasks(args: argparse.Namespace) -> list[Record]:
     """The tasks of all files, each with its `group` (benchmark) and `metric`."""
     tasks = []
     for path in args.tasks:
-        group = args.benchmark or benchmark_of(path)
+        group = named_benchmark(args.benchmark) if args.benchmark else benchmark_of(path)
         metric = args.metric
         if metric == "auto":
             metric = "f1" if group in F1_BENCHMARKS else "judge"
-        for task in read_tasks(path)[:args.limit]:
+        of_file = read_tasks(path)[:args.limit]
+        for task in of_file:
+            level = gaia_level(task, path, args.benchmark)
+            if group == "GAIA" and level is not None:
+                task["Level"] = level
             tasks.append(task | {"group": group, "metric": metric})
-    if len({(task["group"], task["id"]) for task in tasks}) < len(tasks):
-        raise InputError(f"two files of one benchmark share an id: {' '.join(args.tasks)}")
+        if rank_and_world()[0] == 0:
+            print(f"{path}: {len(of_file)} tasks, benchmark {group}, metric {metric}", flush=True)
+    return distinct(tasks)
+
+
+def distinct(tasks: list[Record]) -> list[Record]:
+    """The tasks; an id that a benchmark has twice is made longer by a hash of its question.
+
+    Raises InputError if the questions are the same too.
+    """
+    times = Counter((task["group"], task["id"]) for task in tasks)
+    places = set()
+    for task in tasks:
+        if times[task["group"], task["id"]] > 1:
+            task["id"] += "-" + hashlib.sha256(task["question"].encode()).hexdigest()[:8]
+        if (task["group"], task["id"]) in places:
+            raise InputError(f"two of the --tasks files hold the same task of {task['group']}, "
+                             f"id {task['id']}: leave one of them out")
+        places.add((task["group"], task["id"]))
     return tasks
 
 

@@ -48,10 +48,11 @@ from plumbing.engines import Engine, sampling_from_args, trainer_engine
 from plumbing.models import LogProbs, load_policy
 from plumbing.packing import Rollout, no_rollouts, rollout_batches
 from plumbing.ranks import most_over_ranks, part_of_rank, start_distributed, sum_over_ranks
-from plumbing.records import Record, open_metrics, read_jsonl, read_tasks, save_args
+from plumbing.records import Record, open_metrics, read_jsonl, save_args
 from plumbing.rl_log import count_rollouts, log_line, show_rollouts, summary
 from plumbing.search import search_from_args
 from plumbing.sync import sync
+from plumbing.tasks import read_tasks
 from plumbing.trainer import Metrics, make_trainer, optimizer_step, shuffled
 from plumbing.trajectory import Messages, prefix, step_at, step_of
 from sandbox import set_sandbox
@@ -162,8 +163,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     g = p.add_argument_group("files")
     g.add_argument("--model", required=True, help="Hugging Face folder to start from")
     g.add_argument("--data", required=True, help="rl.jsonl of mps.py")
-    g.add_argument("--out", required=True,
-                   help="folder for the trained checkpoint, metrics.jsonl, rollouts.jsonl and the state")
+    g.add_argument("--out", required=True, help="folder for checkpoint, metrics.jsonl, rollouts.jsonl, state")
     g.add_argument("--eval-tasks",
                    help="JSON lines of held-out tasks; the checkpoint that solves most is kept in OUT/best")
     g.add_argument("--eval-every", type=int, default=20, help="steps between these evaluations")

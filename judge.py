@@ -25,8 +25,9 @@ from plumbing.answers import check_by_rule, exact_match, f1
 from plumbing.chat_api import BadReply, ChatModel, Usage
 from plumbing.cli import Help, InputError, cli, teacher_flags
 from plumbing.decontaminate import decontaminate
-from plumbing.records import Record, as_list, read_tasks
+from plumbing.records import Record, as_list
 from plumbing.replies import Verdict, same_step_cheap
+from plumbing.tasks import read_tasks
 from plumbing.trajectory import Messages, Step, render, render_step, step_of
 
 # What others use of this script; the last three are the rules of plumbing/answers.py.

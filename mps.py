@@ -40,10 +40,11 @@ from plumbing.chat_api import BadReply
 from plumbing.cli import Help, InputError, cli, env_flags, sampling_flags, teacher_flags
 from plumbing.engines import Engine, load_engine, sampling_from_args
 from plumbing.ranks import part_of_rank, rank_and_world, wait_for_ranks
-from plumbing.records import Record, merge_parts, read_parts, read_tasks, save_args, write_jsonl
+from plumbing.records import Record, merge_parts, read_parts, save_args, write_jsonl
 from plumbing.replies import Verdict
 from plumbing.scheduler import Progress, schedule
 from plumbing.search import search_from_args
+from plumbing.tasks import read_tasks
 from plumbing.trajectory import prefix, step_at, step_of
 from sandbox import Interpreter, set_sandbox
 
@@ -67,8 +68,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     g.add_argument("--sft-easy", type=float, default=0.5, help="of the SFT part's tasks without a correction")
     g.add_argument("--rl-easy", type=float, default=0.1,
                    help="of the RL part's tasks without a correction: RL from the question")
-    g.add_argument("--rl-hard", type=float, default=0.5,
-                   help="of all tasks that were not solved: RL from the question")
+    g.add_argument("--rl-hard", type=float, default=0.5, help="of all unsolved tasks: RL from the question")
     g.add_argument("--pairs", choices=["all", "last"], default="all",
                    help="corrections per task that become RL prefixes")
     sampling_flags(p)
