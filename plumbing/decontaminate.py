@@ -3,7 +3,7 @@ import argparse
 import re
 
 from plumbing.records import Record, append_jsonl
-from plumbing.tasks import question_of, read_records, rename_fields
+from plumbing.tasks import question_of, read_records
 
 
 def word_ngrams(text: str, n: int) -> tuple[str, set[tuple[str, ...]]]:
@@ -15,7 +15,7 @@ def word_ngrams(text: str, n: int) -> tuple[str, set[tuple[str, ...]]]:
 def decontaminate(args: argparse.Namespace) -> None:
     """Drop tasks whose question is a benchmark's, word for word or nearly, and repeated ones; count both."""
     def questions(path: str, records: list[tuple[str, Record]]) -> list[tuple[str, set]]:
-        texts = [question_of(path, place, rename_fields(record)) for place, record in records]
+        texts = [question_of(path, place, record) for place, record in records]
         return [word_ngrams(text, args.ngram) for text in texts]
 
     def close(grams: set, others: set) -> bool:

@@ -42,6 +42,8 @@ def objects_of(path: str | Path, lines: Iterable[str]) -> Iterator[tuple[int, Re
             record = json.loads(line)
         except json.JSONDecodeError as error:
             fault = f"not valid JSON ({error.msg}, column {error.colno})"
+            if n == 1 and line.startswith("["):
+                fault = "the start of a JSON list: write one object a line first, with jq -c '.[]' FILE"
             raise InputError(f"{path}, line {n}: {fault}") from None
         if not isinstance(record, dict):
             raise InputError(f"{path}, line {n}: not a JSON object")

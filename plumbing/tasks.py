@@ -27,13 +27,20 @@ LISTS = ("data", "rows", "questions", "examples", "instances")     # of one obje
 # What a file may be in place of JSON: its first bytes, and what to do.
 PARQUET = ("a Parquet table: write it as JSON lines first, in pandas "
            "read_parquet(FILE).to_json(OUT, orient='records', lines=True)")
+ARROW = "an Arrow table: write it as JSON lines first, in datasets Dataset.from_file(FILE).to_json(OUT)"
 CSV = ("a table: write it as JSON lines first, in pandas "
        "read_csv(FILE).to_json(OUT, orient='records', lines=True)")
 ENCRYPTED = ('encrypted, as its field "canary" says (xBench, BrowseComp): decrypt question and answer with '
              "xor_decrypt of github.com/xbench-ai/xbench-evals and write them as JSON lines")
+COMPRESSED = "compressed: unpack it first, with gunzip, zstd -d, bunzip2 or unxz"
 UTF16 = "UTF-16 text: write it as UTF-8 first, with iconv"
 FOREIGN = {b"PAR1": PARQUET,
-           b"\x1f\x8b": "compressed: unpack it first, with gunzip",
+           b"ARROW1": ARROW,
+           b"\xff\xff\xff\xff": ARROW,
+           b"\x1f\x8b": COMPRESSED,
+           b"\x28\xb5\x2f\xfd": COMPRESSED,
+           b"BZh": COMPRESSED,
+           b"\xfd7zXZ": COMPRESSED,
            b"PK": "a zip archive or an Excel table: unpack it, or write it as JSON lines first",
            b"version https://git-lfs": "only a pointer of Git LFS: get the file itself with git lfs pull",
            b"<": "a web page: download the raw file in its place",
@@ -59,7 +66,7 @@ def read_text(path: str | Path) -> str:
     try:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise InputError(f"{path} is not UTF-8 text ({error}): write it as UTF-8 first, with iconv") from None
+        raise InputError(f"{path} is not UTF-8 text ({error}): write it as JSON lines in UTF-8 first") from None
 
 
 def read_records(path: str | Path) -> list[tuple[str, Record]]:
@@ -101,7 +108,7 @@ def list_of(path: str | Path, text: str) -> list | None:
         return None
     if isinstance(whole, list):
         return whole
-    if isinstance(whole, dict) and rename_fields(whole)["question"] is None:
+    if isinstance(whole, dict) and name_in(whole, "question") is None:
         for name, value in whole.items():
             if plain_field(name) in LISTS and isinstance(value, list):
                 return value
@@ -132,26 +139,31 @@ def given(record: Record, name: str) -> Any:
     return None
 
 
+def name_in(record: Record, field: str) -> str | None:
+    """What a record calls one of FIELDS, the first name of several; None if it does not have it."""
+    for name in FIELDS[field]:
+        for key, value in record.items():
+            if plain_field(key) == name and not is_empty(value):
+                return key
+    return None
+
+
 def rename_fields(record: Record) -> Record:
     """The record with id, question and answer under our names; one that it does not have is None."""
-    renamed = {}
-    taken = set()
-    for field, names in FIELDS.items():
-        found = [key for name in names for key, value in record.items()
-                 if plain_field(key) == name and not is_empty(value)]
-        renamed[field] = record[found[0]] if found else None
-        taken |= set(found[:1])
-    return renamed | {key: value for key, value in record.items() if key not in taken and key not in renamed}
+    names = {field: name_in(record, field) for field in FIELDS}
+    renamed = {field: record.get(name) for field, name in names.items()}
+    others = {key: value for key, value in record.items() if key not in names and key not in names.values()}
+    return renamed | others
 
 
 def question_of(path: str | Path, place: str, record: Record) -> str:
-    """The question of a record whose fields have our names; InputError if there is none."""
-    question = record["question"]
-    if question is None:
+    """The question of a record; InputError if it has none."""
+    name = name_in(record, "question")
+    if name is None:
         raise missing(path, place, record, "question")
+    question = record[name]
     if not isinstance(question, str):
-        names = ", ".join(FIELDS["question"])
-        raise InputError(f'{path}, {place}: the field "question" ({names}) is not a text')
+        raise InputError(f'{path}, {place}: the field "{name}" is not a text')
     if given(record, "canary") and re.fullmatch(r"[A-Za-z0-9+/]{16,}=*", question):
         raise InputError(f"{path} is {ENCRYPTED}")
     return question
@@ -223,14 +235,15 @@ def read_tasks(path: str | Path, required: tuple[str, ...] = ("answer",)) -> lis
     tasks: list[Record] = []
     places: dict[str, str] = {}                            # id -> the line that has it
     left_out: Counter[str] = Counter()
-    for place, record in read_records(path):
-        record = rename_fields(record)
-        question = question_of(path, place, record)
+    for place, published in read_records(path):
+        question = question_of(path, place, published)
+        record = rename_fields(published)
         try:
             answers = answer_texts(record["answer"])
             accepted = list(dict.fromkeys([*answers, *answer_texts(record.pop(ALIASES, None))]))
         except ValueError as error:
-            raise InputError(f'{path}, {place}: the field "answer" {error}') from None
+            name = name_in(published, "answer") or ALIASES
+            raise InputError(f'{path}, {place}: the field "{name}" {error}') from None
         reason = why_left_out(record, answers)
         if reason is not None:
             left_out[reason] += 1
@@ -239,7 +252,7 @@ def read_tasks(path: str | Path, required: tuple[str, ...] = ("answer",)) -> lis
         record["answer"] = accepted[0] if one_text else accepted or None
         for field in required:
             if record.get(field) is None:
-                raise missing(path, place, record, field)
+                raise missing(path, place, published, field)
         name = task_id(record, places, path, place)
         places[name] = place
         record.pop("messages", None)                       # a trajectory as a task starts at its question
