@@ -11,8 +11,8 @@ BENCHMARKS = {
     "AIME25": "aime25 aime2025",
     "AIME": "aime",
     "MATH500": "math500",
-    "OlymMATH": "olymmath olymm",
-    "GSM-Hard": "gsmhard",
+    "OlymMATH": "olymmath olymath olymm",
+    "GSM-Hard": "gsmhard gsmhardv2",
     "HotpotQA": "hotpotqa hotpot hqa",
     "2Wiki": "2wiki 2wikiqa 2wikimqa 2wikimultihop 2wikimultihopqa wikimultihopqa",
     "MuSiQue": "musique musiq",
@@ -26,8 +26,9 @@ BENCHMARK_NAMES = {name: benchmark for benchmark, names in BENCHMARKS.items() fo
 # Words that may stand beside a benchmark's name: of splits, parts, sizes, versions, HLE's subjects.
 PART_WORDS = frozenset("""
     test dev val valid validation eval evaluation benchmark bench public official split set data dataset
-    fullwiki distractor ans full subset sample samples random part of all first top main text only
-    v version level lvl easy hard en zh i ii n x q qa questions problems
+    fullwiki distractor ans full mini small subset sample samples random part of all first top main text only
+    clean cleaned filtered processed converted simplified prerelease sheet metadata final
+    v version level lvl easy hard en zh english chinese i ii n x q qa task tasks questions problems
     bio biology chem chemistry physics math cs ai medicine engineering humanities other
 """.split())
 

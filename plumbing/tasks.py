@@ -66,7 +66,7 @@ def read_text(path: str | Path) -> str:
     try:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise InputError(f"{path} is not UTF-8 text ({error}): write it as JSON lines in UTF-8 first") from None
+        raise InputError(f"{path} is not UTF-8 text ({error}): write it as JSON lines in UTF-8") from None
 
 
 def read_records(path: str | Path) -> list[tuple[str, Record]]:
@@ -169,6 +169,17 @@ def question_of(path: str | Path, place: str, record: Record) -> str:
     return question
 
 
+def refuse_split(path: str | Path, place: str, record: Record, question: str) -> None:
+    """InputError if a part of the question stands in a field of its own: it would be asked without it."""
+    for name in ("body", "options", "choices"):            # SVAMP, AQuA, MMLU
+        parts = given(record, name) or []
+        if not isinstance(parts, list):
+            parts = [parts]
+        if any(str(part) not in question for part in parts):
+            raise InputError(f'{path}, {place}: the field "{name}" is a part of the question, '
+                             f'and has to stand in "{name_in(record, "question")}"')
+
+
 def missing(path: str | Path, place: str, record: Record, field: str) -> InputError:
     """The error for a field that a record does not have."""
     names = ", ".join(FIELDS.get(field, (field,)))
@@ -237,6 +248,7 @@ def read_tasks(path: str | Path, required: tuple[str, ...] = ("answer",)) -> lis
     left_out: Counter[str] = Counter()
     for place, published in read_records(path):
         question = question_of(path, place, published)
+        refuse_split(path, place, published, question)
         record = rename_fields(published)
         try:
             answers = answer_texts(record["answer"])
