@@ -166,7 +166,7 @@ def question_of(path: str | Path, place: str, record: Record) -> str:
         raise InputError(f'{path}, {place}: the field "{name}" is not a text')
     if given(record, "canary") and re.fullmatch(r"[A-Za-z0-9+/]{16,}=*", question):
         raise InputError(f"{path} is {ENCRYPTED}")
-    return question
+    return question.encode("utf-8", "replace").decode()    # no tokenizer takes half of a surrogate pair
 
 
 def refuse_split(path: str | Path, place: str, record: Record, question: str) -> None:
@@ -265,7 +265,7 @@ def read_tasks(path: str | Path, required: tuple[str, ...] = ("answer",)) -> lis
         for field in required:
             if record.get(field) is None:
                 raise missing(path, place, published, field)
-        name = task_id(record, places, path, place)
+        name = task_id(record["id"], question, places, path, place)
         places[name] = place
         record.pop("messages", None)                       # a trajectory as a task starts at its question
         tasks.append(record | {"id": name, "question": question})
@@ -277,14 +277,14 @@ def read_tasks(path: str | Path, required: tuple[str, ...] = ("answer",)) -> lis
     return tasks
 
 
-def task_id(record: Record, places: dict[str, str], path: str | Path, place: str) -> str:
-    """The id of a record, or a hash of its question; InputError for one that was used before."""
-    if record["id"] is None:
-        name = hashlib.sha256(record["question"].encode()).hexdigest()[:16]
+def task_id(given_id: Any, question: str, places: dict[str, str], path: str | Path, place: str) -> str:
+    """The given id as text, or a hash of the question; InputError for an id that was used before."""
+    if given_id is None:
+        name = hashlib.sha256(question.encode()).hexdigest()[:16]
         if name in places:                                 # the same question twice
             name += "-" + place.split()[1]
         return name
-    name = str(record["id"])
+    name = str(given_id)
     if name in places:
         raise InputError(f'{path}, {place}: the id "{name}" was used before, in {places[name]}')
     return name

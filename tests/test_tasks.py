@@ -126,6 +126,11 @@ def test_line_separators_of_unicode_end_no_line(tmp_path):
     assert [task["question"] for task in read_tasks(path)] == ["a\u2028b\u0085c", "b"]
 
 
+def test_half_a_surrogate_pair_is_replaced(tmp_path):
+    (task,) = read_tasks(written(tmp_path, "t.jsonl", b'{"question": "a\\ud83d?", "answer": "1"}'))
+    assert task["question"] == "a??"
+
+
 def test_a_pipe_is_read_once(tmp_path):
     code = "from plumbing.tasks import read_tasks; print(len(read_tasks('/dev/stdin')))"
     done = subprocess.run([sys.executable, "-c", code], input=lines(*TWO), capture_output=True, text=True, cwd=ROOT)
