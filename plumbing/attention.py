@@ -196,7 +196,7 @@ def take(x: Tensor, index: Tensor) -> Tensor:
 
 # ---- flash-attention: the package, or PyTorch's own ----
 
-# Both take q (T, H, D), k and v (T', Hkv, D), the ends of the segments in q and in k, and the longest of each.
+# Both take q (T, H, D), k and v (S, Hkv, D), where the segments end in q and in k, and the longest of each.
 # Both are causal, aligned to the last key, and let heads share keys.
 
 def package_varlen(q: Tensor, k: Tensor, v: Tensor, ends_of_queries: Tensor, ends_of_keys: Tensor,
