@@ -275,16 +275,15 @@ def run(args: argparse.Namespace, engine: Engine | None = None) -> None:
         refuse_other_settings(args)
         save_args(args, args.out / "args.json")
         merge_predictions(args.out)
-    wait_for_ranks(world)
+    wait_for_ranks("merging what is there")
     done = {key for key, prediction in read_predictions(args.out).items() if not has_failed(prediction)}
-    wait_for_ranks(world)                                  # nobody writes before everybody has read
+    wait_for_ranks("reading what is there")                # nobody writes before everybody has read
     todo = [task for task in wanted if key_of(task) not in done]
     if rank == 0:
         print(f"{len(wanted)} rollouts, {len(wanted) - len(todo)} of them already there", flush=True)
-    mine = part_of_rank(todo, rank, world)
-    if mine:
-        play(args, mine, rank, engine)
-    wait_for_ranks(world)
+    if todo:                                               # vLLM's ranks start together, idle ones too
+        play(args, part_of_rank(todo, rank, world), rank, engine)
+    wait_for_ranks("its tasks")
 
     # ---- results ----
     if rank == 0:

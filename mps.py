@@ -364,15 +364,16 @@ def main(args: argparse.Namespace) -> None:
     search = search_from_args(args)
     os.makedirs(args.out, exist_ok=True)
     settled = {name for name, record in played(args.out).items() if record["outcome"] != "failed"}
-    todo = part_of_rank([t for t in tasks if t["id"] not in settled], rank, world)
-    wait_for_ranks(world)                                  # nobody writes before all have read
-    if todo:
+    unsettled = [t for t in tasks if t["id"] not in settled]
+    wait_for_ranks("reading what is there")                # nobody writes before all have read
+    todo = part_of_rank(unsettled, rank, world)
+    if unsettled:                                          # vLLM's ranks start together, idle ones too
         engine = load_engine(args.engine, args.student, args.student_url, load_chat)
         with (open(os.path.join(args.out, f"mps.rank{rank}.jsonl"), "a", encoding="utf-8") as file,
               tqdm(total=len(todo), desc="mps", unit="task", disable=rank > 0) as bar):
             progress = Progress(file, bar, OUTCOMES)
             play(todo, engine, teacher, search, args, lambda mentored: progress.done(mentored.record()))
-    wait_for_ranks(world)
+    wait_for_ranks("its tasks")
     if rank == 0:
         by_id = played(args.out)
         records = [by_id[t["id"]] for t in tasks if t["id"] in by_id]

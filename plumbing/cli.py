@@ -85,6 +85,9 @@ def training_flags(group: Any, row_tokens: int, save_every: int) -> None:
                        help="padded rows per forward pass and rank (--no-pack); changes memory, not results")
     group.add_argument("--dtype", choices=["bf16", "fp32"], default=dtype,
                        help="of the forward pass; weights and optimizer are fp32")
+    group.add_argument("--attention", choices=["auto", "flash-attn", "torch", "sdpa"], default="auto",
+                       help="of packed bf16 rows on GPUs: the package flash-attn (auto: where it is "
+                            "installed), PyTorch's own flash-attention, or SDPA; elsewhere it is SDPA")
     group.add_argument("--zero", type=int, choices=[0, 1, 2, 3], default=0,
                        help="DeepSpeed stage: shard nothing, optimizer, gradients, weights")
     group.add_argument("--offload", action=argparse.BooleanOptionalAction, default=False,

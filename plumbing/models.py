@@ -42,7 +42,7 @@ def load_policy(path: str, args: argparse.Namespace) -> "LogProbs":
     model = load_model(path, torch.float32)
     ids = torch.arange(3, 11, device=model.device)                         # (8,)
     try:
-        policy = LogProbs(model)
+        policy = LogProbs(model, args.attention)
         if args.pack:
             batch = pack_examples([(ids.tolist(), [1] * 8)] * 2, model.device)
         else:
@@ -75,10 +75,11 @@ def add_lora(model: torch.nn.Module, rank: int, seed: int) -> None:
 class LogProbs(torch.nn.Module):
     """A Transformers causal language model around which sft.py and grpo_short.py put their losses."""
 
-    def __init__(self, model: torch.nn.Module) -> None:
+    def __init__(self, model: torch.nn.Module, attention: str = "auto") -> None:
+        """attention: auto | flash-attn | torch | sdpa, as --attention."""
         super().__init__()
         self.model = model
-        use_segments(model)
+        use_segments(model, attention)
         head = model.get_output_embeddings()
         if type(head) is not torch.nn.Linear or head.bias is not None:
             raise ValueError(f"{type(model).__name__}: the output head is not a plain matrix")
