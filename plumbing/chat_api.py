@@ -147,7 +147,7 @@ def no_text(choice: Record, max_tokens: int | None) -> str | None:
     message = choice["message"]
     ended = choice.get("finish_reason")
     if ended == "length":
-        return f"it was cut off after {max_tokens} tokens (--teacher-max-tokens): it must be shorter"
+        return f"it was cut off after {max_tokens} tokens: make it shorter (or raise --teacher-max-tokens)"
     if ended == "content_filter":
         return "the server's filter cut it off"
     if message["content"].strip():
@@ -272,4 +272,8 @@ class ChatModel:
 
     def summary(self) -> str:
         """What was asked of the teacher, in one line."""
-        return "teacher: " + ", ".join(f"{n} {name.replace('_', ' ')}" for name, n in self.counts.items())
+        text = "teacher: " + ", ".join(f"{n} {name.replace('_', ' ')}" for name, n in self.counts.items())
+        left_out = self.http["refused"] & set(OPTIONAL)
+        if left_out:
+            text += f"; asked without {', '.join(sorted(left_out))}, which the server does not take"
+        return text

@@ -69,19 +69,24 @@ def gave_answer(step: Step) -> bool | None:
 THINKING = re.compile(r"<think(?:ing)?>", re.IGNORECASE)
 THOUGHT_OUT = re.compile(r"</think(?:ing)?>", re.IGNORECASE)           # some templates have only this one
 OWN_TAG = re.compile(r"\s*<(?:first_)?thought>", re.IGNORECASE)
-STILL_THINKING = "it ends before its thinking does"
+
+
+def end_of_thinking(text: str, start: int) -> int:
+    """Where the next </think> begins; ValueError if there is none."""
+    closing = THOUGHT_OUT.search(text, start)
+    if closing is None:
+        raise ValueError("it ends before its thinking does")
+    return closing.start()
 
 
 def without_thinking(text: str) -> str:
     """What a plan or a step says after its thinking; </think> inside a step's code ends nothing."""
     start = 0
     while not OWN_TAG.match(text, start):
-        end = THOUGHT_OUT.search(text, start)
-        if end is None:
+        mark = THOUGHT_OUT.search(text, start) or THINKING.search(text, start)
+        if mark is None:
             break
-        start = end.end()
-    if not OWN_TAG.match(text, start) and THINKING.search(text, start):
-        raise ValueError(STILL_THINKING)
+        start = THOUGHT_OUT.search(text, end_of_thinking(text, start)).end()
     return text[start:].strip()
 
 
@@ -171,15 +176,12 @@ def read_json(text: str, start: int) -> tuple[Any, int]:
             return json.loads(" ".join(parts), strict=False, object_pairs_hook=unique), end
 
 
-def parse_json(text: str, field: str) -> dict:
-    """The one JSON object of a reply, which has true or false in that field.
+def objects_of(text: str, field: str) -> list[tuple[dict, int, int]]:
+    """The objects of a reply that have the field (true, false, None for anything else), and where they stand.
 
-    It stands outside thinking, sentences and other objects; fences and prose around it are forgiven. If it is
-    repeated, what it decides has to be the same.
+    They stand outside thinking and other objects. ValueError if that is in doubt.
     """
-    if not OBJECT.search(text):
-        text = re.sub(r'\\(["\\])', r"\1", text)           # {\"correct\": …}
-    found: list[tuple[dict, int, int]] = []                # objects with the field, where they begin and end
+    found: list[tuple[dict, int, int]] = []
     fault = None
     depth = 0                                              # of braces that begin no object
     end = 0
@@ -190,25 +192,21 @@ def parse_json(text: str, field: str) -> dict:
             fault = None
             depth = 0
         elif THINKING.fullmatch(mark[0]):
-            closing = THOUGHT_OUT.search(text, end)
-            if closing is None:
-                raise ValueError(STILL_THINKING)
-            end = closing.start()
+            end = end_of_thinking(text, end)
         elif mark[0] == "}":
             depth -= 1
             if depth < 0:
                 fault = NOT_ALONE
         elif mark[0] == "{" and not OBJECT.match(text, mark.start()):
             depth += 1
-        elif mark[0] in ("{", "["):
+        elif mark[0] in "{[":
             try:
                 value, end = read_json(text, mark.start())
             except (ValueError, RecursionError):
                 fault = UNREADABLE_OBJECT
-                closing = THOUGHT_OUT.search(text, end)    # it is a draft, if thinking ends later
-                if closing is None:
+                if not THOUGHT_OUT.search(text, end):
                     break
-                end = closing.start()
+                end = end_of_thinking(text, end)           # it was a draft, not a verdict
                 continue
             if isinstance(value, dict) and field in value:
                 value[field] = TRUTH.get(str(value[field]).strip().lower())
@@ -217,10 +215,21 @@ def parse_json(text: str, field: str) -> dict:
                     fault = NOT_ALONE
     if fault:
         raise ValueError(fault)
-    if not found or found[-1][0][field] is None:
-        raise ValueError(f'it holds no complete JSON object whose field "{field}" is true or false')
+    return found
+
+
+def parse_json(text: str, field: str) -> dict:
+    """The one JSON object of a reply, which has true or false in that field.
+
+    Fences and prose around it are forgiven, and that it is repeated if it decides the same each time.
+    """
+    if not OBJECT.search(text):
+        text = re.sub(r'\\(["\\])', r"\1", text)           # {\"correct\": …}
+    found = objects_of(text, field)
     if len({(value[field], str(value.get("first_wrong_step"))) for value, _, _ in found}) > 1:
         raise ValueError("it holds several JSON objects that differ: there must be one")
+    if not found or found[-1][0][field] is None:
+        raise ValueError(f'it holds no complete JSON object whose field "{field}" is true or false')
     value, start, end = found[-1]
     before = FENCE_BEFORE.sub("", text[max(0, start - 300):start])
     if BEFORE_QUOTATION.search(before) or AFTER_QUOTATION.match(text, end):
@@ -262,14 +271,15 @@ THOUGHT = re.compile(r"<thought>((?:(?!</?thought>).)*)</thought>\s*(?=<code\b)"
 PROGRAM = re.compile(
     r"```|~~~"
     r"|\bprint\([^)\s]|\b\w*(?:search|answer_print)\(\s*[\"'\d]"
-    r"|^\W{0,3}(?:code|observation)\W{0,3}:"
+    r"|^\W{0,3}(?i:code|observation)\W{0,3}:"
     r"|^[ \t]*(?:import \w+$|from [\w.]+ import |def \w+\(|for \w+ in .*:$|\w+ = \w+\()", re.MULTILINE)
-# A number that is worked out, as in "6 + 3 = 9" and "7 times 6 is 42", or given as the answer.
-NUMBER = r"\(?\\?\$?\d[\d,]*(?:\.\d+)?\)?"
+# A number that is worked out, "6 + 3 = 9", "30% of 20 is 6", "\frac{12}{4} = 3", or given as the answer.
+NUMBER = r"[({]?\\?\$?\d[\d,]*(?:\.\d+)?(?:\\?%)?[)}]?"
 RESULT = re.compile(
-    rf"(?<![\w^.,]){NUMBER}"
-    rf"(?:\s*(?:[-+*/×÷·−]|\*\*|\\times|\\cdot|\\div|plus|minus|times|divided by)\s*{NUMBER}){{1,20}}"
-    rf"\s*(?:[=≈]|is|equals|gives)\s*-?{NUMBER}"
+    rf"(?<![\w^.,+]){NUMBER}"
+    r"(?:\s*(?:[-+*/×÷·−x^]|\*\*|\\times|\\cdot|\\div|plus|minus|times|divided by|of)\s*"
+    rf"{NUMBER}){{1,8}}\s*(?:[=≈]|is|equals|gives)\s*-?{NUMBER}"
+    rf"|\\(?:[dt]?frac|sqrt)\{{[\d{{}}.,]+\}}\s*[=≈]\s*-?{NUMBER}"
     rf"|\banswer\s*(?:is|:|=)\W{{0,6}}-?{NUMBER}"
     r"|\\boxed\s*\{[^{}]*\d", re.IGNORECASE)
 
@@ -357,17 +367,39 @@ NUMBER_OR_WORD = re.compile(r"\d+(?:\.\d+)?|[^\W\d_]+")
 LAST_ZEROS = re.compile(r"\.0*$|(\.\d*?)0+$")
 
 
-def tokens(text: str) -> set[str]:
-    """Words and numbers, each number in one form: "1,000.0 km" -> {"1000", "km"}"""
+def words(text: str) -> list[str]:
+    """Words and numbers, each number in one form: "1,000.0 km" -> ["1000", "km"]"""
     text = COMMAND.sub(" ", text.lower())
     text = THOUSANDS_COMMA.sub("", text)
-    return {LAST_ZEROS.sub(r"\1", token) for token in NUMBER_OR_WORD.findall(text)}
+    return [LAST_ZEROS.sub(r"\1", token) for token in NUMBER_OR_WORD.findall(text)]
+
+
+def tokens(text: str) -> set[str]:
+    """The words and numbers of a text."""
+    return set(words(text))
+
+
+def in_one_place(answer: str, text: str) -> bool:
+    """Does a text hold an answer, its words in any order, with at most two others among them?
+
+    The numbers of a list, "1. … 3. …", are not the answer 1/3. Chinese has no spaces between words.
+    """
+    if not answer.isascii() and answer.lower() in text.lower():
+        return True
+    wanted = words(answer)
+    said = words(text)
+    width = len(wanted)
+    if not all(word.isdigit() for word in wanted):
+        width += 2
+    places = range(max(1, len(said) - width + 1))
+    return any(set(wanted) <= set(said[place:place + width]) for place in places)
 
 
 # What follows the word answer: "So the answer is 18."
 AFTER_ANSWER = re.compile(r"\banswer\b.{0,80}", re.IGNORECASE)
 # An answer that is a mere conclusion, which a step may always state: yes, no, a choice.
 CONCLUSION = re.compile(r"yes|no|true|false|\(?[A-Z]\)?", re.IGNORECASE)
+LONGEST = 10_000                                   # characters of a literal that are looked at
 # Nodes of a syntax tree that only pass on or put together what they hold: str(18), -18, [1, 18], f"{n} cm".
 GLUE = (ast.Call, ast.JoinedStr, ast.FormattedValue, ast.UnaryOp, ast.USub, ast.List, ast.Tuple, ast.Load)
 
@@ -386,7 +418,7 @@ def literal(node: ast.AST, known: dict[str, str | None]) -> str | None:
             text = str(part.value)
         elif isinstance(part, ast.Name):
             text = known.get(part.id)
-        if text is None:
+        if text is None or len(text) > LONGEST:
             return None
         texts.append(text)
     return " ".join(texts)
@@ -406,9 +438,10 @@ def printed(code: str) -> list[str]:
     return [text for text in texts if text]
 
 
-def is_shown(answer: str, shown: set[str]) -> bool:
+def is_shown(answer: str, seen: str) -> bool:
     """Do question and observations show all words of an answer, or a number that equals it?"""
-    if tokens(answer) <= shown:
+    shown = tokens(seen)
+    if tokens(answer) <= shown or (not answer.isascii() and answer.lower() in seen.lower()):
         return True
     return any(rule(token, answer) for token in shown if token[0].isdigit())
 
@@ -416,21 +449,20 @@ def is_shown(answer: str, shown: set[str]) -> bool:
 def leaked(content: str, question: str, answers: str | list[str], before: Messages) -> str | None:
     """The reference answer, if a step states it though neither question nor observation shows it.
 
-    Stated is what a first thought holds, what follows the word answer, and what code prints without
-    computing it.
+    Stated is what a first thought holds in one place, what follows the word answer, and what code prints
+    without computing it.
     """
     thought = content.partition("<code>")[0]
-    stated = AFTER_ANSWER.findall(thought) + printed(code_of(content) or "")
+    stated = {*AFTER_ANSWER.findall(thought), *printed(code_of(content) or "")}
     observations = [message["content"] for message in before[1:] if message["role"] == "user"]
-    shown = tokens(" ".join([question, *observations]))
+    seen = " ".join([question, *observations])
     for answer in as_list(answers):
         answer = core(answer)
-        if is_shown(answer, shown) or CONCLUSION.fullmatch(answer):
+        if is_shown(answer, seen) or CONCLUSION.fullmatch(answer):
             continue
-        texts = stated
-        if content.startswith("<first_thought>") and len(answer) > 1:
-            texts = [*stated, thought]
-        for text in texts:
+        if content.startswith("<first_thought>") and len(answer) > 1 and in_one_place(answer, thought):
+            return answer
+        for text in stated:
             if tokens(answer) <= tokens(text) or rule(text, answer):
                 return answer
     return None
