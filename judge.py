@@ -162,7 +162,7 @@ class Teacher(ChatModel):
                     fault = fault or str(problem)
             if not last:
                 self.count("reasks")
-            said = re.sub(r"(?s)^.*</think>", "", raw).strip() or "(no text)"
+            said = re.sub(r"(?s)^.*</think>|<think>.*", "", raw).strip() or "(no text)"
             messages = [*prompt, {"role": "assistant", "content": said},
                         {"role": "user", "content": PROMPT["REASK"].format(fault=fault)}]
         self.count("bad_replies")

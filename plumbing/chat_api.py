@@ -25,7 +25,7 @@ SESSION = requests.Session()
 SESSION.mount("http://", requests.adapters.HTTPAdapter(pool_maxsize=256))
 SESSION.mount("https://", requests.adapters.HTTPAdapter(pool_maxsize=256))
 
-OPTIONAL = ("response_format", "seed", "temperature")        # fields that some servers do not take
+OPTIONAL = ("response_format", "seed")       # fields of a request that some servers do not take
 NEW_NAME = "max_completion_tokens"           # what some servers want in place of max_tokens
 EMPTY_REPLIES = 2                            # so often a reply without text or reason is asked for once more
 NOT_ALLOWED = (401, 403, 404)                # a wrong key, address or model: no request will ever be answered
@@ -69,13 +69,14 @@ def served_models(url: str, headers: dict[str, str]) -> list[str] | None:
 # ---- one completion ----
 
 def chat_completion(url: str, body: Record, *, headers: dict[str, str] | None = None, timeout: float = 600,
-                    retries: int = 12, backoff: float = 0.5, refused: set[str] | None = None) -> Record:
+                    retries: int = 12, backoff: float = 0.5, optional: tuple[str, ...] = OPTIONAL,
+                    refused: set[str] | None = None) -> Record:
     """choices[0] of one completion, with its "usage" and the number of "retries" added.
 
     What may pass is tried again, with exponential back-off, jitter and Retry-After, and is TeacherDown after
-    the last try. A request that the server refuses is BadReply. `refused` collects the fields without which
-    the server took a request: they are left out from then on. The content of the message is always text, ""
-    if the model gave none (`no_text` says why).
+    the last try. A request that the server refuses is BadReply. `refused` collects the `optional` fields (and
+    max_tokens, where it has a new name) without which the server took a request: they are left out from then
+    on. The content of the message is always text, "" if the model gave none (`no_text` says why).
     """
     where = endpoint(url) + "/chat/completions"
     refused = set() if refused is None else refused
@@ -87,7 +88,7 @@ def chat_completion(url: str, body: Record, *, headers: dict[str, str] | None = 
         time.sleep(wait)
         wait = min(60.0, backoff * 2 ** attempt) * random.uniform(0.5, 1.5)
         sent = {name: value for name, value in body.items() if name not in left_out}
-        if "max_tokens" in left_out:
+        if "max_tokens" in left_out and "max_tokens" in body:
             sent[NEW_NAME] = body["max_tokens"]
         try:
             reply = SESSION.post(where, json=sent, headers=headers, timeout=(10, timeout))
@@ -105,7 +106,7 @@ def chat_completion(url: str, body: Record, *, headers: dict[str, str] | None = 
             empty += 1
             continue
         fault = f"HTTP {reply.status_code}: {' '.join(reply.text.split())[:200]}"
-        unknown = unknown_fields(reply, sent)
+        unknown = unknown_fields(reply, sent, optional)
         if unknown:
             left_out.update(unknown)
         elif reply.status_code in NOT_ALLOWED:
@@ -161,11 +162,11 @@ def no_text(choice: Record, max_tokens: int | None) -> str | None:
     return "it holds no text"
 
 
-def unknown_fields(reply: requests.Response, sent: Record) -> list[str]:
+def unknown_fields(reply: requests.Response, sent: Record, optional: tuple[str, ...]) -> list[str]:
     """The fields of a request that a server does not accept, by its error, which names them."""
     if reply.status_code not in (400, 422):
         return []
-    named = [name for name in OPTIONAL if name in sent and name in reply.text]
+    named = [name for name in optional if name in sent and name in reply.text]
     if "max_tokens" in sent and NEW_NAME in reply.text:
         named.append("max_tokens")
     return named
@@ -224,7 +225,8 @@ class ChatModel:
         key = os.environ.get("TEACHER_API_KEY") or os.environ.get("OPENAI_API_KEY")
         self.headers = {"Authorization": f"Bearer {key}"} if key else {}
         self.http = {"headers": self.headers, "timeout": timeout, "retries": retries, "backoff": backoff,
-                     "refused": set()}                       # filled with what the server does not know
+                     "optional": (*OPTIONAL, "temperature"),  # some models have only one temperature
+                     "refused": set()}                       # filled with what the server does not take
         self.slots = threading.Semaphore(concurrency)        # requests in flight
         self.cache = ReplyCache(cache)
         self.counts = Counter()                              # calls, tokens, retries … of this process
@@ -273,7 +275,7 @@ class ChatModel:
     def summary(self) -> str:
         """What was asked of the teacher, in one line."""
         text = "teacher: " + ", ".join(f"{n} {name.replace('_', ' ')}" for name, n in self.counts.items())
-        left_out = self.http["refused"] & set(OPTIONAL)
+        left_out = self.http["refused"] - {"max_tokens"}
         if left_out:
             text += f"; asked without {', '.join(sorted(left_out))}, which the server does not take"
         return text

@@ -280,8 +280,8 @@ RESULT = re.compile(
     r"(?:\s*(?:[-+*/×÷·−x^]|\*\*|\\times|\\cdot|\\div|plus|minus|times|divided by|of)\s*"
     rf"{NUMBER}){{1,8}}\s*(?:[=≈]|is|equals|gives)\s*-?{NUMBER}"
     rf"|\\(?:[dt]?frac|sqrt)\{{[\d{{}}.,]+\}}\s*[=≈]\s*-?{NUMBER}"
-    rf"|\banswer\s*(?:is|:|=)\W{{0,6}}-?{NUMBER}"
-    r"|\\boxed\s*\{[^{}]*\d", re.IGNORECASE)
+    rf"|\banswer\s*(?:is|=)[^\w\n]{{0,6}}-?{NUMBER}|\banswer\s*:[^\w\n]{{0,6}}-?{NUMBER}\W{{0,6}}$"
+    r"|\\boxed\s*\{[^{}]*\d", re.IGNORECASE | re.MULTILINE)
 
 
 def parse_plan(text: str, question: str = "", answers: str | list[str] | None = None) -> str:
@@ -463,6 +463,6 @@ def leaked(content: str, question: str, answers: str | list[str], before: Messag
         if content.startswith("<first_thought>") and len(answer) > 1 and in_one_place(answer, thought):
             return answer
         for text in stated:
-            if tokens(answer) <= tokens(text) or rule(text, answer):
+            if tokens(answer) <= tokens(text) or (re.search(r"\d", text) and rule(text, answer)):
                 return answer
     return None

@@ -563,7 +563,8 @@ def test_an_answer_is_no_unfinished_step():
     ("The answer is the number of pairs, so I count them with a loop.", "16"), ("Import numpy and print the median.", "5.5"),
     ("Step 1: find 6 + 3. Step 2: double it.", "18"), ("Cy has 6 pears, so I begin with 6 + 3.", "6"), ("为了回答这个问题，我需要查找地址。", "曹光彪高科技大楼"),
     ("Compute 2^5, as each ball has 2 choices.", "32"), ("<first_thought>Search for the band, then its singer.</first_thought>", "Ian Gillan"),
-    ("Decide whether it holds: yes or no.", "yes"),
+    ("Decide whether it holds: yes or no.", "yes"), ("To find the answer: 1. search the band, 2. read its page.", "x"),
+    ("This is how I find the answer:\n1. Search.\n2. Read.", "x"),
     ("Since \\(x^2 + 3x + 2 = 0\\), factor it; \\frac{y^2}{27} - \\frac{x^2}{11} = 1 has two vertices.", "15")])
 def test_ordinary_plans_are_taken(plan, answers):
     assert parse_plan(plan, QUESTION, answers)
@@ -652,6 +653,13 @@ def test_newer_names_of_fields_are_learned_once(fake):
     assert teacher.plan("q") == "ok" and teacher.plan("r") == "ok" and len(fake.bodies) == 4
     assert "asked without temperature, which the server does not take" in teacher.summary()
     assert fake.bodies[3]["max_completion_tokens"] == 2048 and {"temperature", "max_tokens"}.isdisjoint(fake.bodies[3])
+
+
+def test_a_student_is_never_asked_at_another_temperature(fake):
+    from plumbing.chat_api import chat_completion
+    fake.default = lambda body: (400, b"'temperature' does not support 0.6") if "temperature" in body else "ok"
+    with pytest.raises(BadReply, match="temperature"):
+        chat_completion(fake.url, {"model": "m", "messages": [], "temperature": 0.6}, backoff=0.01)
 
 
 def test_an_error_that_merely_names_a_field_changes_nothing(fake):
