@@ -52,7 +52,7 @@ def demonstrate(teacher: Teacher, task: Record, search: Search | None, max_steps
     interpreter = Interpreter(search)
     try:
         episode = Episode(task, interpreter, max_steps=max_steps)
-        plan = teacher.plan(task["question"], sample=sample, usage=usage)
+        plan = teacher.plan(task["question"], answers=task["answer"], sample=sample, usage=usage)
         observation = episode.turn(f"<first_thought>{plan}</first_thought>")
         while observation is not None:                     # None: the trajectory has ended
             step = teacher.step(task["question"], episode.messages, sample=sample, usage=usage)

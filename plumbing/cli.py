@@ -40,6 +40,8 @@ def teacher_flags(parser: argparse.ArgumentParser, required: bool = True) -> Non
     g.add_argument("--timeout", type=float, default=600, help="seconds to wait for one reply")
     g.add_argument("--retries", type=int, default=12, help="further tries when network or server fails")
     g.add_argument("--reasks", type=int, default=1, help="further tries when a reply has a wrong form")
+    g.add_argument("--teacher-max-tokens", type=int, default=2048,
+                   help="tokens of one reply; a model that thinks needs more")
     g.add_argument("--teacher-cache", help="SQLite file of replies; a restart then pays nothing twice")
 
 

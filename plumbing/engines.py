@@ -444,6 +444,7 @@ class URLEngine:
         self.model = model
         self.concurrency = concurrency                     # requests in flight at once
         self.timeout = timeout                             # seconds for one reply
+        self.refused: set[str] = set()                     # fields of a request that it does not take
 
     def play(self, episodes: list[Episode], temperature: float = 1.0, top_p: float = 1.0, top_k: int = 0,
              seed: int = 0, progress: tqdm | None = None) -> None:
@@ -456,7 +457,7 @@ class URLEngine:
             while goes_on:
                 ask = {"messages": episode.messages, "max_tokens": episode.max_tokens,
                        "seed": episode.sampling_seed(seed)}
-                choice = chat_completion(self.url, body | ask, timeout=self.timeout)
+                choice = chat_completion(self.url, body | ask, timeout=self.timeout, refused=self.refused)
                 complete = choice.get("finish_reason") != "length"
                 goes_on = episode.turn(choice["message"]["content"], complete) is not None
             if progress is not None:
