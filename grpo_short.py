@@ -323,8 +323,6 @@ def main(args: argparse.Namespace) -> None:
     chat = load_chat(args.model)
     policy = load_policy(args.model, args)
     reference = load_policy(args.model, args).eval() if args.kl else None
-    if rank == 0:
-        save_args(args)
     trainer = make_trainer(policy, args)
     engine = trainer_engine(args, trainer, chat)
     probe = starts[0]["messages"]                          # what a sync is checked with
@@ -335,6 +333,7 @@ def main(args: argparse.Namespace) -> None:
         sync(engine, trainer, probe, device)
     metrics = Metrics(args, rank, done)
     if rank == 0:
+        save_args(args)
         shown = open_metrics(args.out, done, "rollouts.jsonl")
     log(f"{len(starts)} starts; {steps} steps of {args.prompts} starts x {args.group} rollouts, "
         f"{args.prompts // args.mini_batch} updates each; from step {done}")

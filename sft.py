@@ -109,6 +109,7 @@ def load_examples(paths: list[str], chat: Chat, max_tokens: int, overlong: str =
     examples = []
     long = 0
     for path in paths:
+        line = 0
         for line, record in read_jsonl(path):
             if not alternates(record):
                 raise InputError(f"{path}, line {line}: field `messages` must be turns of user and assistant "
@@ -124,6 +125,8 @@ def load_examples(paths: list[str], chat: Chat, max_tokens: int, overlong: str =
                 mask = mask[:end]
             if ids:
                 examples.append((ids, mask))
+        if line == 0:
+            raise InputError(f"{path} is empty: it holds no trajectory")
     if not examples:
         raise InputError(f"{', '.join(paths)}: no trajectory to train on "
                          f"({long} longer than {max_tokens} tokens)")

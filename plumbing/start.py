@@ -75,6 +75,7 @@ def need_package(package: str, flag: str, install: str) -> None:
 
 
 # ---- the flags of a run, and a second call with the same --out ----
+
 def args_file(args: argparse.Namespace) -> str:
     """Where the flags of a run are kept: OUT/args.json, or bc.args.json beside bc.jsonl."""
     if os.path.isdir(args.out):

@@ -12,7 +12,7 @@ def checked(read: Callable[[str], Any], allowed: Callable[[Any], bool], what: st
             number = read(text)
         except ValueError:
             raise argparse.ArgumentTypeError(f"{text} is not {what}") from None
-        if not math.isfinite(number):
+        if isinstance(number, float) and not math.isfinite(number):
             raise argparse.ArgumentTypeError(f"{text} is not a finite number")
         if not allowed(number):
             raise argparse.ArgumentTypeError(f"{text} is not {what}")
@@ -32,3 +32,4 @@ part = checked(float, lambda x: 0 < x <= 1, "a number above 0 and at most 1")
 dual = checked(float, lambda x: x == 0 or x > 1, "0 or a number above 1")
 chance = checked(float, lambda x: 0 < x < 1, "a number above 0 and below 1")
 seed = checked(int, lambda n: 0 <= n < 1 << 32, "a whole number from 0 to 4294967295")
+port = checked(int, lambda n: 0 <= n < 1 << 16, "a port from 0 to 65535")
