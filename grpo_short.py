@@ -301,8 +301,8 @@ def evaluate(engine: Engine, tasks: list[Record], search: Any, args: argparse.Na
 
 
 def main(args: argparse.Namespace) -> None:
-    check_start(args)
     check_trainer_engine(args)
+    check_start(args)
     rank, world, device = start_distributed()
 
     def log(text: str) -> None:

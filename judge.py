@@ -230,7 +230,7 @@ def audit(args: argparse.Namespace) -> None:
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = Parser("Measure a teacher before a run, or clean a file of tasks.")
-    commands = parser.add_subparsers(dest="command", required=True)
+    commands = parser.add_subparsers(dest="command", required=True, metavar="audit | decontaminate")
     p = commands.add_parser("audit",
                             help="first-error accuracy and F1 of a teacher (ProcessBench)")
     p.add_argument("--data", nargs="+", required=True, help="JSONL: problem, steps, label (first error, -1)")

@@ -10,6 +10,7 @@ from importlib.metadata import distributions
 from operator import itemgetter
 from typing import Any
 
+from plumbing.chat_api import TeacherDown, served_models
 from plumbing.cli import InputError
 from plumbing.records import Record, to_json
 
@@ -28,6 +29,8 @@ def check_start(args: argparse.Namespace, out_is_file: bool = False) -> None:
         raise InputError("--teacher-model needs --teacher-url, the address of the endpoint")
     if given.get("offload") and not args.zero:
         raise InputError("--offload needs --zero 1, 2 or 3")
+    if engine == "url":
+        check_endpoint(args.student_url, given.get("student") or args.model)
     if engine == "vllm":
         need_package("vllm", "--engine vllm", "pip install -r requirements-gpu.txt")
     if given.get("wandb"):
@@ -47,6 +50,16 @@ def as_paths(given: Any) -> list[str]:
     if given is None:
         return []
     return given if isinstance(given, list) else [given]
+
+
+def check_endpoint(url: str, model: str) -> None:
+    """InputError if --student-url does not answer, or lists other models only."""
+    try:
+        names = served_models(url, {})
+    except TeacherDown:
+        raise InputError(f"--student-url {url}: nothing answers there") from None
+    if names and model not in names:
+        raise InputError(f"--student-url {url} does not list the model {model}, but {', '.join(names[:5])}")
 
 
 def check_out(out: str, is_file: bool) -> None:

@@ -251,6 +251,22 @@ def test_an_empty_file_is_named(read, text, tmp_path):
         read(str(tmp_path / "empty.jsonl"))
 
 
+def test_an_endpoint_of_the_student_has_to_answer_and_to_have_the_model(teacher_url, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InputError, match="--student-url http://127.0.0.1:9: nothing answers there"):
+        start.check_start(parse("eval", "--engine url --student-url http://127.0.0.1:9"))
+    with pytest.raises(InputError, match="does not list the model m, but toy-teacher"):
+        start.check_start(parse("eval", f"--engine url --student-url {teacher_url}"))
+    start.check_start(parse("eval", f"--engine url --student-url {teacher_url} --model toy-teacher"))
+
+
+def test_what_an_engine_cannot_train_is_said_first():
+    with pytest.raises(InputError, match="it is for mps.py and eval.py"):
+        grpo_short.main(parse("grpo_short", "--engine url"))
+    with pytest.raises(InputError, match="train with 1 and 0"):
+        grpo_short.main(parse("grpo_short", "--engine vllm --top-p 0.9"))
+
+
 def test_batches_are_whole(monkeypatch, tmp_path):
     monkeypatch.setattr(grpo_short, "start_distributed", lambda: (0, 3, torch.device("cpu")))
     monkeypatch.chdir(tmp_path)
