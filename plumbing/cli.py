@@ -5,7 +5,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from plumbing.values import not_negative, part, positive, seed, whole
+from plumbing.values import not_negative, part, positive, seconds, seed, whole
 
 
 class InputError(Exception):
@@ -69,7 +69,7 @@ def teacher_flags(parser: argparse.ArgumentParser, required: bool = True) -> Non
     g.add_argument("--teacher-url", required=required, help="OpenAI-compatible chat endpoint, such as http://localhost:8000")
     g.add_argument("--teacher-model", help="the teacher's name there (default: the first that is listed)")
     g.add_argument("--concurrency", type=whole(1), default=64, help="requests in flight at once")
-    g.add_argument("--timeout", type=positive, default=600, help="seconds to wait for one reply")
+    g.add_argument("--timeout", type=seconds, default=600, help="seconds to wait for one reply")
     g.add_argument("--retries", type=whole(0), default=12,
                    help="further tries when the network or the server fails")
     g.add_argument("--reasks", type=whole(0), default=1, help="further tries when a reply has the wrong form")

@@ -47,7 +47,7 @@ AT_LEAST_0 = "is not a whole number of at least 0"
 FINITE = "is not a finite number"
 REFUSED = [
     ("bc", "--attempts 0", AT_LEAST_1), ("bc", "--max-steps -3", AT_LEAST_1), ("bc", "--concurrency 0", AT_LEAST_1),
-    ("bc", "--timeout 0", "is not a number above 0"), ("bc", "--timeout nan", FINITE), ("bc", "--timeout inf", FINITE),
+    ("bc", "--timeout 0", "is not a number above 0"), ("bc", "--timeout 1e300", "and at most 1000000"), ("bc", "--timeout nan", FINITE), ("bc", "--timeout inf", FINITE),
     ("bc", "--retries -1", AT_LEAST_0), ("bc", "--reasks 1.5", AT_LEAST_0), ("bc", "--attempts two", AT_LEAST_1),
     ("mps", "--corrections -1", AT_LEAST_0), ("mps", "--batch 0", AT_LEAST_1),
     ("mps", "--verify-first-error -2", AT_LEAST_0), ("mps", "--teacher-accuracy 1", "above 0 and below 1"),
