@@ -23,12 +23,13 @@ from typing import Any
 from plumbing import replies
 from plumbing.answers import check_by_rule, exact_match, f1
 from plumbing.chat_api import BadReply, ChatModel, Usage
-from plumbing.cli import Help, InputError, cli, teacher_flags
+from plumbing.cli import InputError, Parser, cli, teacher_flags
 from plumbing.decontaminate import decontaminate
 from plumbing.records import Record, as_list
 from plumbing.replies import Verdict, same_step_cheap
 from plumbing.tasks import read_tasks
 from plumbing.trajectory import Messages, Step, render, render_step, step_of
+from plumbing.values import part, whole
 
 # What others use of this script; the last three are the rules of plumbing/answers.py.
 __all__ = ["PROMPT", "Teacher", "correct_answer", "same_step", "check_by_rule", "exact_match", "f1"]
@@ -76,14 +77,11 @@ class Teacher(ChatModel):
     @classmethod
     def from_args(cls, args: argparse.Namespace, **temperatures: float) -> "Teacher":
         """The teacher of `teacher_flags`; TeacherDown if it does not answer."""
-        if args.concurrency < 1:
-            raise InputError(f"--concurrency {args.concurrency}: at least one request has to be in flight")
-        if args.teacher_max_tokens < 1:
-            raise InputError(f"--teacher-max-tokens {args.teacher_max_tokens}: a reply needs at least one")
         teacher = cls(args.teacher_url, args.teacher_model, cache=args.teacher_cache, timeout=args.timeout,
                       concurrency=args.concurrency, retries=args.retries, reasks=args.reasks,
                       max_tokens=args.teacher_max_tokens, **temperatures)
         teacher.check()
+        args.teacher_model = teacher.model                 # for args.json, where no name was given
         return teacher
 
     def plan(self, question: str, *, answers: Answers | None = None, sample: int = 0,
@@ -241,20 +239,19 @@ def audit(args: argparse.Namespace) -> None:
 # ---- flags ----
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description="Measure a teacher before a run, or clean a file of tasks.",
-                                     formatter_class=Help)
-    commands = parser.add_subparsers(dest="command", required=True)
-    p = commands.add_parser("audit", formatter_class=Help,
+    parser = Parser("Measure a teacher before a run, or clean a file of tasks.")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="audit | decontaminate")
+    p = commands.add_parser("audit",
                             help="first-error accuracy and F1 of a teacher (ProcessBench)")
     p.add_argument("--data", nargs="+", required=True, help="JSONL: problem, steps, label (first error, -1)")
     teacher_flags(p)
     p.set_defaults(run=audit)
-    p = commands.add_parser("decontaminate", formatter_class=Help, help="drop tasks that a benchmark has too")
+    p = commands.add_parser("decontaminate", help="drop tasks that a benchmark has too")
     p.add_argument("--tasks", required=True, help="JSONL file of training tasks")
     p.add_argument("--against", nargs="+", required=True, help="JSONL files of benchmark tasks")
     p.add_argument("--out", required=True, help="JSONL file for the tasks that stay")
-    p.add_argument("--ngram", type=int, default=8, help="words in a row by which questions are compared")
-    p.add_argument("--overlap", type=float, default=0.5, help="share of them that makes two questions one")
+    p.add_argument("--ngram", type=whole(1), default=8, help="words in a row by which questions are compared")
+    p.add_argument("--overlap", type=part, default=0.5, help="share of them that makes two questions one")
     p.set_defaults(run=decontaminate)
     return parser.parse_args(argv)
 

@@ -45,7 +45,12 @@ def load_state(trainer: Any, out: str) -> dict[str, Any]:
     folder = os.path.join(out, "state")
     if not os.path.exists(os.path.join(folder, "latest")):
         return {}
-    _, client_state = trainer.load_checkpoint(folder)
+    from deepspeed.runtime.zero.utils import ZeRORuntimeException
+    try:
+        _, client_state = trainer.load_checkpoint(folder)
+    except ZeRORuntimeException:
+        raise InputError(f"{folder} was saved by another number of ranks, and only --zero 0 can go on from "
+                         "that: start as many as before, or delete it") from None
     return client_state
 
 

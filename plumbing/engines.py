@@ -77,13 +77,17 @@ def load_engine(kind: str, path: str, url: str | None, load_chat: Callable[[str]
         return TorchEngine(model, chat)
 
 
-def trainer_engine(args: argparse.Namespace, trainer: Any, chat: Chat) -> Engine:
-    """The engine that generates for `trainer`, DeepSpeed's engine around the policy (grpo_short.py)."""
+def check_trainer_engine(args: argparse.Namespace) -> None:
+    """InputError for an engine that does not give what grpo_short.py trains on: token ids and log-probs."""
     if args.engine == "url":
         raise InputError("--engine url has no token ids and log-probs: it is for mps.py and eval.py")
+    if args.engine == "vllm" and (args.top_p < 1 or args.top_k):
+        raise InputError("--engine vllm gives log-probs after --top-p and --top-k: train with 1 and 0")
+
+
+def trainer_engine(args: argparse.Namespace, trainer: Any, chat: Chat) -> Engine:
+    """The engine that generates for `trainer`, DeepSpeed's engine around the policy (grpo_short.py)."""
     if args.engine == "vllm":
-        if args.top_p < 1 or args.top_k:
-            raise InputError("--engine vllm gives log-probs after --top-p and --top-k: train with 1 and 0")
         dtype = {"bf16": "bfloat16", "fp32": "float32"}[args.dtype]
         return VLLMEngine(args.model, chat, args.vllm_memory, args.seed, dtype, shared_gpu=True)
     if args.zero < 3:

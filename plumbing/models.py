@@ -14,13 +14,31 @@ from plumbing.cli import InputError
 from plumbing.packing import Example, pack_examples, pad_examples
 
 
+def fault_of_folder(path: str) -> str | None:
+    """What is wrong with a path that should be a checkpoint; None for the folder of one and for hub names."""
+    if os.path.isfile(path):
+        return "it is a file, not the folder of a checkpoint"
+    if os.path.isdir(path):
+        if not os.path.exists(os.path.join(path, "config.json")):
+            return "it is a folder without config.json, so it holds no checkpoint"
+    elif path.count("/") > 1 or path[0] in "./~":
+        return "there is no such folder"
+    return None
+
+
 @contextlib.contextmanager
 def named_on_error(path: str) -> Iterator[None]:
     """Turn what Transformers says of a folder that holds no chat model into one line that names it."""
+    fault = fault_of_folder(path)
+    if fault:
+        raise InputError(f"cannot use the model {path!r}: {fault}")
     try:
         yield
     except (OSError, ValueError) as error:
-        raise InputError(f"cannot use the model {path!r}: {' '.join(str(error).split())[:300]}") from None
+        said = " ".join(str(error).split())[:300]
+        if not os.path.isdir(path):
+            said = f"there is no such folder, and as a name on the hub: {said}"
+        raise InputError(f"cannot use the model {path!r}: {said}") from None
 
 
 def load_model(path: str, dtype: torch.dtype | str) -> torch.nn.Module:

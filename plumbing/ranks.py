@@ -12,8 +12,16 @@ from collections.abc import Iterator
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
+from plumbing.cli import InputError
+
 if TYPE_CHECKING:
     import torch  # takes seconds: not for --help
+
+
+def check_multiple(flag: str, number: int, what: str, of: int) -> None:
+    """Batch arithmetic: InputError where a remainder would be dropped without a word."""
+    if number % of:
+        raise InputError(f"{flag} {number} is not a multiple of {what}")
 
 
 # ---- trainers: sft.py and grpo_short.py ----

@@ -1,10 +1,8 @@
-"""JSON lines, in which the stages meet: records, resuming, arguments of a run, files of ranks."""
-import argparse
+"""JSON lines, in which the stages meet: records, torn files mended, files of ranks."""
 import json
+import math
 import os
-import subprocess
 from collections.abc import Callable, Hashable, Iterable, Iterator
-from importlib.metadata import distributions
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -53,9 +51,28 @@ def objects_of(path: str | Path, lines: Iterable[str]) -> Iterator[tuple[int, Re
 
 # ---- writing ----
 
+def to_json(value: Any, **how: Any) -> str:
+    """The value as JSON, which has no word for numbers that are none or infinite: they become null."""
+    try:
+        return json.dumps(value, allow_nan=False, **how)
+    except ValueError:
+        return json.dumps(without_nan(value), **how)
+
+
+def without_nan(value: Any) -> Any:
+    """The same value, with None in place of every number that is not finite."""
+    if isinstance(value, dict):
+        return {name: without_nan(part) for name, part in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [without_nan(part) for part in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value
+
+
 def append_jsonl(file: TextIO, record: Record) -> None:
     """Write one whole line and flush: a killed run loses at most the line being written."""
-    line = json.dumps(record, ensure_ascii=False) + "\n"
+    line = to_json(record, ensure_ascii=False) + "\n"
     file.write(line.encode("utf-8", "replace").decode())           # a program may print lone surrogates
     file.flush()
 
@@ -90,17 +107,6 @@ def open_metrics(out: str, done: int, name: str = "metrics.jsonl") -> TextIO:
     os.makedirs(out, exist_ok=True)
     write_jsonl(path, [row for row in resume_jsonl(path) if row["step"] <= done])
     return open(path, "a", encoding="utf-8")
-
-
-def save_args(args: argparse.Namespace, path: str | Path) -> None:
-    """Write the arguments, the git commit and the versions that a run was made with."""
-    here = os.path.dirname(os.path.abspath(__file__))
-    git = subprocess.run(["git", "-C", here, "rev-parse", "HEAD"], capture_output=True, text=True)
-    versions = {package.name: package.version for package in distributions()}
-    os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)
-    with open(path, "w", encoding="utf-8") as file:
-        json.dump({"args": vars(args), "commit": git.stdout.strip(), "versions": versions}, file, indent=1,
-                  default=str)
 
 
 # ---- ranks of mps.py and eval.py: each writes a file of its own, rank 0 merges them ----

@@ -520,7 +520,7 @@ def test_real_interpreters_and_resume(tmp_path):
     keys = [(p["id"], p["run"]) for p in map(json.loads, path.read_text().splitlines())]
     assert len(keys) == len(set(keys)) == 12
     assert json.load(open(out / "args.json"))["args"]["runs"] == 2
-    with pytest.raises(InputError, match="max_steps 8, not 4"):
+    with pytest.raises(InputError, match="was made with --max-steps 8, not with --max-steps 4"):
         run(out, *flags, "--max-steps", 4, engine=Oracle())
 
 
