@@ -333,6 +333,7 @@ def main(args: argparse.Namespace) -> None:
         sync(engine, trainer, probe, device)
     metrics = Metrics(args, rank, done)
     save_args(args)
+    if rank == 0:
         shown = open_metrics(args.out, done, "rollouts.jsonl")
     log(f"{len(starts)} starts; {steps} steps of {args.prompts} starts x {args.group} rollouts, "
         f"{args.prompts // args.mini_batch} updates each; from step {done}")
