@@ -1,6 +1,6 @@
 """The process in which expressions are compared: a JSON question a line in, true, false or null a line out.
 
-Equal means equal in 100 digits at points drawn at random, of both signs: for polynomials that is a proof but for an
+Equal means equal in 100 digits at points drawn at random, of both signs: for polynomials a proof but for an
 accident of probability 0. Only trees of formulas.py are evaluated, never a text.
 
 It is a process of its own because nothing else stops a long power or factorial: an alarm without a handler
@@ -21,50 +21,48 @@ from plumbing.formulas import LOGARITHM
 BYTES = 1 << 30                                    # memory of the process
 DIGITS = 150                                       # of a computation
 EQUAL = mp.mpf(10)**-100                           # relative gap of two values that are the same
+LARGEST = 10**40                                   # beyond, a sum would lose what it adds
 POINTS = 10                                        # at which expressions with variables are compared
 ENOUGH = 4                                         # of them at which both must have a value
 
-FUNCTIONS = {"!": mp.factorial, "abs": mp.fabs, "binom": mp.binomial, "exp": mp.exp, "ln": mp.ln, "lg": mp.log10,
-             "sin": mp.sin, "cos": mp.cos, "tan": mp.tan, "cot": mp.cot, "sec": mp.sec, "csc": mp.csc,
-             "arcsin": mp.asin, "arccos": mp.acos, "arctan": mp.atan,
-             "sinh": mp.sinh, "cosh": mp.cosh, "tanh": mp.tanh}
+FUNCTIONS = {
+    "+": lambda a, b: a + b, "*": lambda a, b: a * b, "!": mp.factorial, "binom": mp.binomial, "abs": mp.fabs,
+    "exp": mp.exp, "ln": mp.ln, "lg": mp.log10, "sin": mp.sin, "cos": mp.cos, "tan": mp.tan, "cot": mp.cot,
+    "sec": mp.sec, "csc": mp.csc, "arcsin": mp.asin, "arccos": mp.acos, "arctan": mp.atan, "sinh": mp.sinh,
+    "cosh": mp.cosh, "tanh": mp.tanh}
 Point = dict[str, Any]                             # a value for each name
 
 
 class NoValue(Exception):
-    """An expression has no finite value at this point."""
+    """An expression has no value at this point, or one that 150 digits do not hold."""
 
 
 def value(tree: Any, point: Point) -> Any:
-    """The value of an expression where its variables have these."""
+    """The value of an expression where its variables have these; NoValue if it, or a part of it, has none."""
     if isinstance(tree, str):
         return point[tree]
     operator, *parts = tree
     if operator == "number":
-        return mp.mpf(int(parts[0], 16)) / int(parts[1], 16)
-    values = [value(part, point) for part in parts]
-    if operator == "+":
-        return values[0] + values[1]
-    if operator == "*":
-        return values[0] * values[1]
-    if operator == "^":
-        odd_root = parts[1][0] == "number" and int(parts[1][2], 16) % 2 == 1
-        if odd_root and mp.im(values[0]) == 0 and mp.re(values[0]) < 0:
-            odd = int(parts[1][1], 16) % 2 == 1
-            return (-1 if odd else 1) * mp.power(-values[0], values[1])   # the real root: \sqrt[3]{-8} is -2
-        return mp.power(*values)
-    return FUNCTIONS[operator](*values)
-
-
-def finite(tree: Any, point: Point) -> Any:
-    """The same, or NoValue: a pole, a variable that stands for infinity."""
-    try:
-        found = value(tree, point)
-    except (ZeroDivisionError, ValueError, OverflowError):
-        raise NoValue from None
-    if not mp.isfinite(found):
+        found = mp.mpf(int(parts[0], 16)) / int(parts[1], 16)
+    else:
+        values = [value(part, point) for part in parts]
+        try:
+            found = real_power(*values, parts[1]) if operator == "^" else FUNCTIONS[operator](*values)
+        except (ArithmeticError, ValueError):                             # a pole
+            raise NoValue from None
+    size = abs(found)
+    if not (size == 0 or 1 / mp.mpf(LARGEST) < size < LARGEST):
         raise NoValue
     return found
+
+
+def real_power(base: Any, exponent: Any, written: Any) -> Any:
+    """base ^ exponent, and for odd roots the real one: \\sqrt[3]{-8} is -2."""
+    if written[0] == "number" and mp.im(base) == 0 and mp.re(base) < 0:
+        numerator, denominator = (int(part, 16) for part in written[1:])
+        if denominator % 2:
+            return (-1)**(numerator % 2) * mp.power(-base, exponent)
+    return mp.power(base, exponent)
 
 
 def equal(a: Any, b: Any, rounded: bool) -> bool:
@@ -103,8 +101,8 @@ def same_expression(a: Any, b: Any, rounded: bool) -> bool | None:
     names = names_in(a) | names_in(b)
     if not names:
         [point] = points(names)[:1]
-        first = finite(a, point)
-        second = finite(b, point)
+        first = value(a, point)
+        second = value(b, point)
         if equal(first, second, rounded):
             return True
         if mp.im(first) or mp.im(second):
@@ -113,7 +111,7 @@ def same_expression(a: Any, b: Any, rounded: bool) -> bool | None:
     agreed = 0
     for point in points(names):
         try:
-            first, second = finite(a, point), finite(b, point)
+            first, second = value(a, point), value(b, point)
         except NoValue:
             continue
         if not equal(first, second, rounded):
@@ -127,12 +125,12 @@ def same_equation(a: list, b: list, rounded: bool) -> bool | None:
     ratios = []
     for point in points(names_in(["", *a, *b])):
         try:
-            left, right = finite(a[0], point), finite(a[1], point)
-            other_left, other_right = finite(b[0], point), finite(b[1], point)
+            left, right = value(a[0], point), value(a[1], point)
+            other_left, other_right = value(b[0], point), value(b[1], point)
         except NoValue:
             continue
         if equal(left, right, False) or equal(other_left, other_right, False):
-            return None                                                   # it says nothing about its variables
+            return None                                                   # true whatever its variables are
         ratios.append((left - right) / (other_left - other_right))
     if len(ratios) >= ENOUGH and all(equal(ratio, ratios[0], rounded) for ratio in ratios):
         return True
@@ -149,9 +147,8 @@ def main() -> None:
         signal.setitimer(signal.ITIMER_REAL, seconds)
         try:
             decision = questions[question](a, b, rounded)
-        except (ArithmeticError, ValueError, TypeError, KeyError, NoValue, MemoryError, RecursionError,
-                mp.NoConvergence, NotImplementedError):
-            decision = None                                               # what has no value stays open
+        except (NoValue, MemoryError, RecursionError):
+            decision = None
         signal.setitimer(signal.ITIMER_REAL, 0)
         print(json.dumps(decision), flush=True)
 

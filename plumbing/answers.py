@@ -1,7 +1,7 @@
 """Is an answer right? What can be decided without a model.
 
-`rule` says True or False only where it read both answers to their last character: as a choice, as something
-that the grammar of formulas.py reads, or as words. Everything else is None, and the caller asks a model.
+`rule` says True or False only where it has read both answers to their last character: as a choice, as
+something the grammar of formulas.py reads, or as words. Everything else is None, and the caller asks a model.
 """
 import re
 import string
@@ -9,63 +9,73 @@ from collections import Counter
 from typing import Any
 
 from plumbing.comparison import same_tree
-from plumbing.formulas import SCALE, TEXT, in_digits, read
+from plumbing.formulas import TEXT, read
+from plumbing.numerals import SCALE, in_digits
 from plumbing.records import as_list
 
 # ---- what an answer says, without its wrapping ----
 
 BOX = re.compile(r"\\(?:boxed|fbox)\s*\{")
+BRACE = re.compile(r"\\.|[{}]", re.DOTALL)
 # What may stand between boxes that belong together: "\boxed{2} and \boxed{3}".
 BETWEEN_BOXES = re.compile(r"[\s$]*(?:,|and|or|, and|, or)[\s$]*")
 # Emphasis: "**42**", "`42`", "```text\n42\n```".
-EMPHASIS = re.compile(r"(?<![\w)*])(\*{1,3})(?=[^\s*])([^*]+)(?<=\S)\1(?![\w(*])|`{3}\w*\n([^`]*)`{3}|`([^`]*)`")
+EMPHASIS = re.compile(r"(?<![\w)*])(\*{1,3})(?=[^\s*])([^*]+)(?<=\S)\1(?![\w(*])"
+                      r"|`{3}\w*\n([^`]*)`{3}|`([^`]*)`")
 # What stands before the answer: "Hence the answer is 5", "#### 5".
-BEFORE = re.compile(r"^.*\banswer\s*(?:is\b|:|：|=|(?:seems to|should|would|must) be\b)\s*:?|^#+ ", re.IGNORECASE | re.DOTALL)
-MONEY = re.compile(r"\\?\$|[€£¥]")
-# LaTeX's thin spaces, and the brackets around a formula: "1\,000", "\(5\)".
-LAYOUT = re.compile(r"\\[!,;:]|(?<!\\)\\[()\[\]]")
+BEFORE = re.compile(r"^.*(?<!wrong )\banswer\s*(?:is\b|:|：|=|(?:seems to|should|would|must) be\b)\s*:?|^#+ ",
+                    re.IGNORECASE | re.DOTALL)
+# Money, LaTeX's thin spaces, and the brackets around a formula: "\$5", "1\,000", "\(5\)".
+LAYOUT = re.compile(r"\\?\$|[€£¥]|\\[!,;:]|(?<!\\)\\[()\[\]]")
 
 
 def boxes(text: str) -> list[tuple[int, int, str]]:
-    """(start, end, content) of every \\boxed{…} that is closed and in no other one."""
+    """(start, end, content) of every \\boxed{…} that is in no other one; [] if one of them never closes."""
     found = []
-    position = 0
-    while opening := BOX.search(text, position):
+    end = 0
+    while opening := BOX.search(text, end):
         depth = 1
-        for brace in re.finditer(r"\\.|[{}]", text[opening.end():], re.DOTALL):
+        for brace in BRACE.finditer(text, opening.end()):
             depth += {"{": 1, "}": -1}.get(brace[0], 0)
             if depth == 0:
                 break
-        if depth:                                                         # it never closes, nor does a later one
-            break
-        position = opening.end() + brace.end()
-        found.append((opening.start(), position, text[opening.end():position - 1]))
+        if depth > 0:
+            return []
+        end = brace.end()
+        found.append((opening.start(), end, text[opening.end():end - 1]))
     return found
 
 
 def unwrapped(text: Any) -> str:
-    r"""An answer without box, emphasis and what is said before: "The answer is $\boxed{5}$." -> "5"."""
-    text = str(text).replace("\x08oxed", r"\boxed").replace("\x0crac", r"\frac")      # escapes Python ate
+    r"""An answer without its box, emphasis and what is said before it: "The answer is $\boxed{5}$." -> "5".
+
+    Of several boxes the last counts, with those that it continues: "\boxed{2} and \boxed{3}" -> "2, 3".
+    """
+    text = str(text).replace("\x08oxed", r"\boxed").replace("\x0crac", r"\frac")         # escapes Python ate
     while found := boxes(text):
         exact = [box for box in found if not box[2].lstrip().startswith(r"\approx")] or found
-        contents = [exact[-1][2]]
-        for (_, end, content), (start, _, _) in zip(exact[-2::-1], exact[:0:-1], strict=True):
-            if not BETWEEN_BOXES.fullmatch(text[end:start]):
+        contents = []
+        start_of_next = None
+        for start, end, content in reversed(exact):
+            if start_of_next is not None and not BETWEEN_BOXES.fullmatch(text, end, start_of_next):
                 break
             contents.insert(0, content)
+            start_of_next = start
         text = ", ".join(contents)
     text = EMPHASIS.sub(r"\2\3\4", text.replace(r"\boxed", ""))
-    text = " ".join(BEFORE.sub("", text).split())
-    if not text.endswith("..."):
-        text = text.rstrip(". ")
-    return text
+    return without_stop(" ".join(BEFORE.sub("", text).split()))
+
+
+def without_stop(text: str) -> str:
+    """A text without its full stop; "1, 2, ..." has none."""
+    text = text.strip("`* " if text.startswith("*") else "` ")
+    return text if text.endswith("..") else text.removesuffix(".").rstrip()
 
 
 def core(text: Any) -> str:
-    r"""The same as plain text: "$5 \text{ cm}$" -> "5 cm"."""
-    text = TEXT.sub(r" \1 ", unwrapped(text))
-    text = LAYOUT.sub("", MONEY.sub("", text))
-    return " ".join(text.split()).strip("` ").rstrip(". ")
+    r"""What an answer says, as plain text: "The answer is $\boxed{5 \text{ cm}}$." -> "5 cm"."""
+    text = LAYOUT.sub("", TEXT.sub(r" \1 ", unwrapped(text)))
+    return without_stop(" ".join(text.split()))
 
 
 # ---- the measures of question answering ----
@@ -128,12 +138,17 @@ CHOICE = re.compile(r"\(?[A-Z]\)?")
 # The choice that a prediction makes: "B", "(B)", "B. Paris", "Option B", "The choice is: B", "B - Paris".
 CHOSEN = re.compile(
     r"(?:.*\b(?i:option|choice|choose|pick|is):? )?[(\[]?([a-zA-Z])"
-    r"(?![^A-Z]*[,&/dr]\s*\(?[A-Z]\b)"             # but not "A, B", "A and B", "A or B"
+    r"(?![^A-Z]{0,20}[,&/dr]\s*\(?[A-Z]\b)"        # but not "A, B", "A and B", "A or B"
     r"(?:[]).:,]|$| [-–—] | because\b)")
-# What a text can lose and still say the same: quotation marks, full stops, commas; none beside a digit.
-MARKS = re.compile(r"(?<!\d)[.,:;'’‘\"“”?`](?!\d)|(?<=\d)[.,:;](?=\s|$)|[《》「」『』«»]|(?<=[^\W\d_])-(?=[^\W\d_])")
-# A word after a number may be a unit, whose letters mean something: 5 mW, 5 MW.
-UNIT = re.compile(r"(?<=\d )\w{1,3}\b|(?<=\d)[^\W\d]{1,3}\b")
+# Signs that always mean something; texts with one of them are the same if they are equal.
+FORMULA = re.compile(r"[\\^=+*/<>|{}\[\]_]")
+# What words can lose: quotation marks, and full stops and commas behind them.
+QUOTE = re.compile(r"(?<!\d)['’‘\"“”`](?!\d)|[《》「」『』«»]")
+STOP = re.compile(r"(?<=[^\W\d])(?:\.(?!\d)|[,:;?](?= |$))|(?<=\d)[.,:;](?= [^\W\d]|$)")
+# The hyphen of "Saint-Denis".
+HYPHEN = re.compile(r"(?<=[^\W\d_])-(?=[^\W\d_])")
+# A short word after a number may be a unit, whose capitals mean something: 5 mW, 5 MW.
+UNIT = re.compile(r"(?<=\d)(?: \w{1,3}|[^\W\d]{1,3})\b")
 
 
 def same_choice(prediction: str, answer: str) -> bool | None:
@@ -144,20 +159,21 @@ def same_choice(prediction: str, answer: str) -> bool | None:
     return chosen[1].upper() == answer.strip("()")
 
 
-def plain_words(text: str) -> str:
-    """Words and numbers in small letters, without what says nothing: "The Saint-Denis." -> "saint denis"."""
-    text = MARKS.sub(lambda mark: " " if mark[0] == "-" else "", in_digits(text))
-    units = UNIT.findall(text)
-    return normal_form(text, "arpo") + " ".join(["", *units])
+def plain_words(text: str) -> tuple[str, list[str]]:
+    """(words and numbers in small letters without what says nothing, what may be units)"""
+    text = HYPHEN.sub(" ", STOP.sub("", QUOTE.sub("", in_digits(text))))
+    return normal_form(text, "arpo"), UNIT.findall(text)
 
 
 def same_words(prediction: str, answer: str) -> bool | None:
     """True if two texts have the same words, False for yes and no or true and false."""
+    if FORMULA.search(prediction + answer):
+        return True if prediction == answer else None
     predicted = plain_words(prediction)
     wanted = plain_words(answer)
-    if predicted and predicted == wanted:
+    if predicted == wanted and predicted[0]:
         return True
-    if {predicted, wanted} in ({"yes", "no"}, {"true", "false"}):
+    if {predicted[0], wanted[0]} in ({"yes", "no"}, {"true", "false"}):
         return False
     return None
 
@@ -165,11 +181,13 @@ def same_words(prediction: str, answer: str) -> bool | None:
 # ---- the comparison ----
 
 # A sentence before a quantity: "x is equal to " of "x is equal to 5".
-SENTENCE = re.compile(r"^(?:(?:so|thus|hence|then|therefore),? )?(?:[a-z][a-z ]*? (?:is|are|equals)(?: equal to| a total of)?:? )?"
-                      r"(?=\W?[\d.\\]|[a-z] = )", re.IGNORECASE | re.ASCII)
+SENTENCE = re.compile(
+    r"(?:(?:so|thus|hence|then|therefore),? )?"
+    r"(?:[a-z][a-z ]*? (?:is|are|equals)(?: equal to| a total of)?:? )?"
+    r"(?=\W?[\d.\\]|[a-z] = )", re.IGNORECASE | re.ASCII)
 # A word that makes a sentence say something else than its number.
-HEDGE = re.compile(r"\b(?:not?|never|more|less|fewer|least|most|about|around|approximately|times|twice|half|double|"
-                   r"wrong|than|if|from)\b", re.IGNORECASE)
+HEDGE = re.compile(r"\b(?:not?|never|more|less|fewer|least|most|about|around|approximately|times|twice|half|double"
+                   r"|wrong|than|if|from)\b", re.IGNORECASE)
 
 
 def without_sentence(text: str) -> str:
@@ -195,7 +213,7 @@ def rule(prediction: Any, answer: Any) -> bool | None:
     if predicted.tree is None or wanted.tree is None:
         return same_words(prediction, answer)
     same = same_tree(predicted.tree, wanted.tree, predicted.rounded or wanted.rounded)
-    one_is_scaled = bool(SCALE.search(prediction)) != bool(SCALE.search(answer))            # 1.5 million, 1.5
+    one_is_scaled = bool(SCALE.search(prediction)) != bool(SCALE.search(answer))         # 1.5 may be in millions
     one_exclaims = prediction.endswith("!") != answer.endswith("!")       # 42! may be no factorial
     if same is False and (one_is_scaled or one_exclaims):
         return None

@@ -1,7 +1,7 @@
 """Do two answers that formulas.py has read say the same? True, False, or None where that stays open.
 
 False is said of numbers only: what a list, an equation or an interval leaves unequal may be the same in
-another form. Numbers are compared exactly here; what needs algebra goes to a process of algebra.py.
+another form. Exact numbers are compared here; what needs algebra goes to a process of algebra.py.
 """
 import json
 import os
@@ -13,11 +13,11 @@ from fractions import Fraction
 from itertools import pairwise
 from typing import Any
 
+from plumbing import formulas
 from plumbing.cli import InputError
-from plumbing.formulas import (
-    CONSTANTS, UNITS, Group, Quantity, Tree, Unreadable, as_value, is_constant, names_in, power, times)
+from plumbing.formulas import Group, Quantity, Tree, is_constant, names_in
 
-SECONDS = 2.0                                      # for one comparison
+SECONDS = 1.5                                      # for one comparison, without the start of a process
 PROCESSES = 4                                      # at most: a slow question then holds up no other thread
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
@@ -74,10 +74,56 @@ def as_json(tree: Any) -> Any:
     return tree
 
 
-# ---- numbers and quantities ----
+# ---- what trees are ----
+
+LISTS = {"list", "or", "{}", "[]"}
+
+
+def kind_of(tree: Tree) -> str:
+    """The kind of a Group, "" for what is none."""
+    return tree.kind if isinstance(tree, Group) else ""
+
+
+def is_label(tree: Tree) -> bool:
+    """Is a tree a name for what is asked: x, x_1, f(x), (p, q), a:b, m + n? It holds no number."""
+    if isinstance(tree, str):
+        return tree not in formulas.CONSTANTS
+    if isinstance(tree, Group):
+        return tree.kind in {"()", ":"} and all(map(is_label, tree.items))
+    if isinstance(tree, (Fraction, Quantity)):
+        return False
+    if tree[0] == "^":
+        return tree[2] == -1 and is_label(tree[1])
+    return all(map(is_label, tree[1:]))
+
+
+def first_name(label: Tree) -> str:
+    """f of f(x)"""
+    if isinstance(label, str):
+        return label
+    return first_name(label.items[0] if isinstance(label, Group) else label[1])
+
+
+def is_time(ratio: Group) -> bool:
+    """Could a ratio be a time of day, as 7:32 could?"""
+    return isinstance(ratio.items[-1], Fraction) and 10 <= ratio.items[-1] < 60
+
+
+def has_no_order(kind: str, items: tuple) -> bool:
+    """Is the order of a list without meaning?
+
+    It is for sets, alternatives, points, and for numbers that look like roots: -2, 1. But 12, 7 may be a score
+    or the answers to two questions, and is not 7, 12.
+    """
+    if kind in {"or", "{}"} or any(kind_of(item) == "()" for item in items):
+        return True
+    return any(is_constant(item) and not (isinstance(item, Fraction) and item >= 0) for item in items)
+
+
+# ---- numbers ----
 
 def same_number(a: Any, b: Any, rounded: bool) -> bool | None:
-    """Compare two numbers: 4 and 5 -> False, 4.2 and 14/3 -> False, 4.67 and 14/3 -> None (it may be rounded).
+    """Compare two numbers: 4 and 5 -> False, 4.2 and 14/3 -> False, 4.67 and 14/3 -> None, as it may be rounded.
 
     Both are Fractions, or both are mpmath's. `rounded`: one of them is a float, so 4.66666666667 -> True.
     """
@@ -89,57 +135,47 @@ def same_number(a: Any, b: Any, rounded: bool) -> bool | None:
     gap = abs(a - b)
     if rounded and gap * 10**8 <= largest:
         return True
-    if 0 in (a, b) and largest * 10**9 < 1:                               # it may be a 0 that a program computed
+    if 0 in (a, b) and largest * 10**9 < 1:                               # a 0 as floats compute it
         return None
-    if gap * 50 > largest:                                                # no rounding explains that much
-        return False
-    return None
+    return False if gap * 50 > largest else None                          # no rounding is as large as that
 
 
-def same_tree(a: Tree, b: Tree, rounded: bool) -> bool | None:
-    """Do two trees say the same? `rounded`: a number in them is a float that a program printed."""
-    try:
-        return Comparison(rounded).same(a, b)
-    except Unreadable:                                                    # as 1:0, which has no value
-        return None
-
+# ---- the comparison ----
 
 class Comparison:
-    """One comparison of two trees, with its limit of time."""
+    """One comparison, with its limit of time."""
 
     def __init__(self, rounded: bool) -> None:
         self.rounded = rounded                                            # is a number in it a printed float?
         self.end = time.monotonic() + SECONDS
 
-    def same(self, a: Tree, b: Tree) -> bool | None:
-        """Do two trees say the same?"""
+    def same(self, a: Tree | None, b: Tree | None) -> bool | None:
+        """Do two trees say the same? None is a tree that could not be had, and equal to nothing."""
+        if a is None or b is None:
+            return None
         if a == b:
             return True
-        kinds = [tree.kind if isinstance(tree, Group) else "" for tree in (a, b)]
-        if kinds == ["=", "="]:
+        kinds = kind_of(a), kind_of(b)
+        if kinds == ("=", "="):
             return self.same_equation(a, b)
         if "=" in kinds:
-            a, b = self.value_of(a), self.value_of(b)
-            return None if a is None or b is None else self.same(a, b)
+            return self.same(self.value_of(a), self.value_of(b))
         if isinstance(a, Quantity) or isinstance(b, Quantity):
-            return self.same_quantity(with_unit(a), with_unit(b))
-        if kinds == ["", ""]:
+            return self.same_quantity(a, b)
+        if kinds == ("", ""):
             return self.same_value(a, b)
-        if "" not in kinds:
-            return self.same_group(a, b)
-        ratio, number = (a, b) if kinds[0] else (b, a)
-        if ratio.kind == ":" and len(ratio.items) == 2 and not is_time(ratio):
-            return self.same_value(quotient(ratio), number) or None
-        return None
-
-    # -- numbers --
-
-    def ask(self, question: str, a: Tree, b: Tree) -> bool | None:
-        """What algebra.py says, in the time that is left."""
-        seconds = self.end - time.monotonic()
-        if seconds <= 0:
+        if "" in kinds:
+            return self.same_ratio_and_number(a, b) if kinds[0] else self.same_ratio_and_number(b, a)
+        if set(kinds) <= LISTS:
+            return self.same_list(a, b)
+        if set(kinds) == {":", "time"}:                                   # 12:30 PM is 12:30
+            return a.items[:2] == b.items[:2] or None
+        if kinds[0] != kinds[1] or kinds[0] in {"time", "date", "base", "-"}:
             return None
-        return WORKERS.ask(question, a, b, self.rounded, seconds)
+        if kinds[0] == ":":
+            is_ratio = len(a.items) == len(b.items) == 2 and not is_time(a) and not is_time(b)
+            return (is_ratio and self.same_value(formulas.divided(*a.items), formulas.divided(*b.items))) or None
+        return self.same_items(a.items, b.items, any_order=kinds[0] == "∪")
 
     def same_value(self, a: Tree, b: Tree) -> bool | None:
         """Two expressions."""
@@ -149,35 +185,52 @@ class Comparison:
             return None
         return self.ask("expression", a, b)
 
-    def same_quantity(self, a: Quantity, b: Quantity) -> bool | None:
-        """Two values with units, "" for none. A unit may be left out, and percent may be hundredths."""
-        same = self.same(a.value, b.value)
-        if a.unit == b.unit:
-            return same
-        if a.unit and b.unit:
+    def ask(self, question: str, a: Tree, b: Tree) -> bool | None:
+        """What algebra.py says, in the time that is left."""
+        seconds = self.end - time.monotonic()
+        return WORKERS.ask(question, a, b, self.rounded, seconds) if seconds > 0 else None
+
+    def same_ratio_and_number(self, ratio: Group, number: Tree) -> bool | None:
+        """3:2 is 3/2, but 3:1 is not 3."""
+        whole = isinstance(number, Fraction) and number.denominator == 1
+        if ratio.kind != ":" or len(ratio.items) != 2 or is_time(ratio) or whole:
+            return None
+        return self.same_value(formulas.divided(*ratio.items), number) or None
+
+    def same_quantity(self, a: Tree, b: Tree) -> bool | None:
+        """Two values of which one has a unit. The other may leave it out, and percent may be hundredths."""
+        unit_a, unit_b = getattr(a, "unit", ""), getattr(b, "unit", "")
+        value_a, value_b = getattr(a, "value", a), getattr(b, "value", b)
+        if unit_a and unit_b and unit_a != unit_b:
             return None                                                   # 5 cm, 50 mm
-        if "%" not in (a.unit, b.unit) or isinstance(a.value, Group) or isinstance(b.value, Group):
-            counted = (a.unit or b.unit) not in UNITS.values()            # 5 apples are not 6, but 5 m are 500 cm
-            return same if same or counted else None
-        hundredths = [times(tree.value, Fraction(1, 100)) if tree.unit else tree.value for tree in (a, b)]
-        same_hundredths = self.same(*hundredths)
-        if same or same_hundredths:
-            return True
-        return False if same is same_hundredths is False else None
+        same = self.same(value_a, value_b)
+        if unit_a == unit_b:
+            return same
+        if "%" in (unit_a, unit_b) and not kind_of(value_a) and not kind_of(value_b):
+            hundredth = Fraction(1, 100)
+            hundredths_a = formulas.times(value_a, hundredth) if unit_a else value_a
+            hundredths_b = formulas.times(value_b, hundredth) if unit_b else value_b
+            same_hundredths = self.same(hundredths_a, hundredths_b)
+            if same is False and same_hundredths is False:
+                return False
+            return same or same_hundredths or None
+        is_measured = (unit_a or unit_b) in formulas.UNITS.values()       # 5 m may be 500, in cm
+        return same or (None if is_measured else same)
 
     # -- equations --
 
     def value_of(self, tree: Tree) -> Tree | None:
         """5 of x = 5, 293 of m + n = 256 + 37 = 293; other trees as they are; None if it is no single value."""
-        if not isinstance(tree, Group) or tree.kind != "=":
+        if kind_of(tree) != "=":
             return tree
         label, *values = tree.items
-        computed = [as_value(value) if is_span(value) else value for value in values]
-        consistent = all(self.same(first, second) for first, second in pairwise(computed))
         names = names_in(values[-1])
-        if not is_label(label) or not consistent or first_name(label) in names:
+        if not is_label(label) or first_name(label) in names:
             return None
-        if names and isinstance(label, tuple) and label[0] == "+":       # x + y = z
+        if names and isinstance(label, tuple) and label[0] == "+":        # x + y = z
+            return None
+        computed = [formulas.as_value(value) if kind_of(value) == "-" else value for value in values]
+        if len(values) > 1 and not all(self.same(x, y) for x, y in pairwise(computed)):
             return None
         return values[-1]
 
@@ -190,50 +243,32 @@ class Comparison:
             return None
         return self.ask("equation", a.items, b.items)
 
-    # -- groups --
-
-    def same_group(self, a: Group, b: Group) -> bool | None:
-        """Lists, sets, intervals, matrices, ratios, dates."""
-        if a.kind in LISTS and b.kind in LISTS:
-            return self.same_list(a, b)
-        if {a.kind, b.kind} == {":", "time"}:
-            clock, ratio = (a, b) if a.kind == "time" else (b, a)
-            return ratio.items == clock.items[:len(ratio.items)] or None
-        if a.kind != b.kind:
-            return None
-        if a.kind == "date":
-            return (a.items[:3] == b.items[:3] and None in (a.items[3], b.items[3])) or None
-        if a.kind == ":" and len(a.items) == len(b.items) == 2 and not is_time(a) and not is_time(b):
-            return self.same_value(quotient(a), quotient(b)) or None
-        if a.kind in {"time", "base", "-", ":"}:
-            return None
-        return self.same_items(a.items, b.items, any_order=a.kind == "∪")
+    # -- lists --
 
     def same_list(self, a: Group, b: Group) -> bool | None:
         """Lists with or without brackets and names: x = 1, x = 2; a = 4, b = 5."""
-        if "[]" in (a.kind, b.kind) and min(len(a.items), len(b.items)) < 3 and a.kind != b.kind:
+        if a.kind != b.kind and "[]" in (a.kind, b.kind) and len(a.items) < 3:
             return None                                                   # [1, 2] may be an interval
-        names_a, a = self.names_and_values(a)
-        names_b, b = self.names_and_values(b)
-        if names_a and names_b:
-            if sorted(map(str, names_a)) != sorted(map(str, names_b)):
-                return None
-            other = dict(zip(names_b, b.items, strict=True))
-            return self.same_items(a.items, tuple(other[name] for name in names_a), any_order=False)
-        return self.same_items(a.items, b.items, any_order=has_no_order(a) or has_no_order(b))
+        names_a, values_a = self.names_and_values(a)
+        names_b, values_b = self.names_and_values(b)
+        if names_a and names_b and {*names_a} != {*names_b}:
+            return None
+        if len({*names_a}) == len(names_b) > 1:                           # b = 5, a = 4
+            by_name = dict(zip(names_b, values_b, strict=True))
+            return self.same_items(values_a, tuple(by_name[name] for name in names_a), any_order=False)
+        any_order = (1 in (len({*names_a}), len({*names_b}))              # x = 1, x = 2 or x = 1, 2
+                     or has_no_order(a.kind, values_a) or has_no_order(b.kind, values_b))
+        if {a.kind, b.kind} == {"[]"}:
+            any_order = False
+        return self.same_items(values_a, values_b, any_order)
 
-    def names_and_values(self, group: Group) -> tuple[list[Tree], Group]:
-        """(the different names of a list's items, the list without them); [] if there are none."""
-        names = [item.items[0] if isinstance(item, Group) and item.kind == "=" else None for item in group.items]
-        values = tuple(self.value_of(item) for item in group.items)
-        if not any(names) or None in values:
-            return [], group
-        without = Group(group.kind, values)
-        if len(set(names) - {None}) == 1:                                 # x = 1, x = 2 or x = 1, 2
-            return [], Group("or", values)
-        if None in names or len(set(names)) < len(names):
-            return [], group
-        return names, without
+    def names_and_values(self, group: Group) -> tuple[list[Tree], tuple]:
+        """(what a list's items are called, what they are): a = 4, b = 5 -> [a, b], (4, 5)"""
+        names = [item.items[0] for item in group.items if kind_of(item) == "="]
+        values = tuple(map(self.value_of, group.items))
+        if None in values or 1 < len(names) < len(values):
+            return [], group.items
+        return names, values
 
     def same_items(self, a: tuple, b: tuple, any_order: bool) -> bool | None:
         """True if the items are the same; otherwise they may still be, in another form: None."""
@@ -245,68 +280,16 @@ class Comparison:
             return None
         left = list(b)
         for x in a:
-            found = next((y for y in left if self.same(x, y)), None)
-            if found is None:
+            found = [y for y in left if self.same(x, y)]
+            if not found:
                 return None
-            left.remove(found)
+            left.remove(found[0])
         return True
 
 
-def first_name(label: Tree) -> str:
-    """f of f(x)"""
-    if isinstance(label, str):
-        return label
-    return first_name(label.items[0] if isinstance(label, Group) else label[1])
-
-
-def with_unit(tree: Tree) -> Quantity:
-    """A tree as a quantity, whose unit is "" if it has none."""
-    return tree if isinstance(tree, Quantity) else Quantity(tree, "")
-
-
-def is_span(tree: Tree) -> bool:
-    """Is a tree two numbers with a hyphen between them?"""
-    return isinstance(tree, Group) and tree.kind == "-" and len(tree.items) == 2
-
-
-def is_time(ratio: Group) -> bool:
-    """Could a ratio be a time of day, as 7:32 could?"""
-    minutes = ratio.items[-1]
-    return isinstance(minutes, Fraction) and 10 <= minutes < 60
-
-
-def quotient(ratio: Group) -> Tree:
-    """The value of a:b."""
-    return times(ratio.items[0], power(ratio.items[1], Fraction(-1)))
-
-
-LISTS = {"list", "or", "{}", "[]"}
-
-
-def has_no_order(group: Group) -> bool:
-    """Is the order of a list without meaning?
-
-    It is for sets, alternatives, points, and for numbers that look like roots: -2, 1. But 12, 7 may be a score
-    or a pair of answers, and is not 7, 12.
-    """
-    if group.kind in {"or", "{}"}:
-        return True
-    for item in group.items:
-        if isinstance(item, Group) and item.kind == "()":
-            return True
-        if is_constant(item) and (not isinstance(item, Fraction) or item < 0):
-            return True
-    return False
-
-
-def is_label(tree: Tree) -> bool:
-    """Is a tree a name for what is asked: x, x_1, f(x), (p, q), a:b, m + n? It holds no number."""
-    if isinstance(tree, str):
-        return tree not in CONSTANTS
-    if isinstance(tree, Group):
-        return tree.kind in {"()", ":"} and all(map(is_label, tree.items))
-    if isinstance(tree, (Fraction, Quantity)):
-        return False
-    if tree[0] == "^":
-        return tree[2] == -1 and is_label(tree[1])
-    return all(map(is_label, tree[1:]))
+def same_tree(a: Tree, b: Tree, rounded: bool) -> bool | None:
+    """Do two trees say the same? `rounded`: a number in them is a float that a program printed."""
+    try:
+        return Comparison(rounded).same(a, b)
+    except formulas.Unreadable:                                           # as 1:0, which has no value
+        return None
