@@ -1,77 +1,17 @@
 """Do two answers that formulas.py has read say the same? True, False, or None where that stays open.
 
-False is said of numbers only: what a list, an equation or an interval leaves unequal may be the same in
-another form. Exact numbers are compared here; what needs algebra goes to a process of algebra.py.
+False is said of numbers only: lists, equations and intervals that look different may be the same in another
+form.
 """
-import json
-import os
-import subprocess
-import sys
-import threading
 import time
 from fractions import Fraction
 from itertools import pairwise
-from typing import Any
 
 from plumbing import formulas
-from plumbing.cli import InputError
+from plumbing.algebra import Algebra, same_number
 from plumbing.formulas import Group, Quantity, Tree, is_constant, names_in
 
-SECONDS = 1.5                                      # for one comparison, without the start of a process
-PROCESSES = 4                                      # at most: a slow question then holds up no other thread
-ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-
-
-# ---- the processes of algebra.py ----
-
-class Workers:
-    """A few processes: a question takes an idle one, or starts one if there is none."""
-
-    def __init__(self) -> None:
-        self.idle: list[subprocess.Popen] = []
-        self.places = threading.BoundedSemaphore(PROCESSES)
-
-    def ask(self, question: str, a: Any, b: Any, rounded: bool, seconds: float) -> bool | None:
-        """Are two expressions, or two equations (left, right), the same? None too if it takes too long.
-
-        Raises InputError if mpmath is not installed.
-        """
-        line = json.dumps([question, as_json(a), as_json(b), rounded, seconds])
-        with self.places:
-            process = self.idle_or_new()
-            try:
-                print(line, file=process.stdin, flush=True)
-                reply = process.stdout.readline()
-            except OSError:                                               # it died a moment ago
-                reply = ""
-            if reply:
-                self.idle.append(process)
-                return json.loads(reply)
-            # It ended without a reply: by its alarm (its code is negative) or because its import failed.
-            if process.wait() > 0:
-                raise InputError("mpmath cannot be imported: pip install -r requirements.txt")
-            return None
-
-    def idle_or_new(self) -> subprocess.Popen:
-        """A process that lives."""
-        while self.idle:
-            process = self.idle.pop()
-            if process.poll() is None:
-                return process
-        return subprocess.Popen([sys.executable, "-m", "plumbing.algebra"], cwd=ROOT, stdin=subprocess.PIPE,
-                                stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
-
-
-WORKERS = Workers()
-
-
-def as_json(tree: Any) -> Any:
-    """A tree whose numbers are ["number", numerator, denominator], in hexadecimal digits."""
-    if isinstance(tree, Fraction):
-        return ["number", hex(tree.numerator), hex(tree.denominator)]
-    if isinstance(tree, tuple):
-        return [as_json(part) for part in tree]
-    return tree
+SECONDS = 2.0                                      # for one comparison
 
 
 # ---- what trees are ----
@@ -120,26 +60,6 @@ def has_no_order(kind: str, items: tuple) -> bool:
     return any(is_constant(item) and not (isinstance(item, Fraction) and item >= 0) for item in items)
 
 
-# ---- numbers ----
-
-def same_number(a: Any, b: Any, rounded: bool) -> bool | None:
-    """Compare two numbers: 4 and 5 -> False, 4.2 and 14/3 -> False, 4.67 and 14/3 -> None, as it may be rounded.
-
-    Both are Fractions, or both are mpmath's. `rounded`: one of them is a float, so 4.66666666667 -> True.
-    """
-    if a == b:
-        return True
-    if isinstance(a, Fraction) and a.denominator == b.denominator == 1:
-        return False
-    largest = max(abs(a), abs(b))
-    gap = abs(a - b)
-    if rounded and gap * 10**8 <= largest:
-        return True
-    if 0 in (a, b) and largest * 10**9 < 1:                               # a 0 as floats compute it
-        return None
-    return False if gap * 50 > largest else None                          # no rounding is as large as that
-
-
 # ---- the comparison ----
 
 class Comparison:
@@ -147,7 +67,7 @@ class Comparison:
 
     def __init__(self, rounded: bool) -> None:
         self.rounded = rounded                                            # is a number in it a printed float?
-        self.end = time.monotonic() + SECONDS
+        self.algebra = Algebra(rounded, time.monotonic() + SECONDS)
 
     def same(self, a: Tree | None, b: Tree | None) -> bool | None:
         """Do two trees say the same? None is a tree that could not be had, and equal to nothing."""
@@ -183,12 +103,7 @@ class Comparison:
             return same_number(a, b, self.rounded)
         if "oo" in names_in(a) | names_in(b):
             return None
-        return self.ask("expression", a, b)
-
-    def ask(self, question: str, a: Tree, b: Tree) -> bool | None:
-        """What algebra.py says, in the time that is left."""
-        seconds = self.end - time.monotonic()
-        return WORKERS.ask(question, a, b, self.rounded, seconds) if seconds > 0 else None
+        return self.algebra.same_expression(a, b)
 
     def same_ratio_and_number(self, ratio: Group, number: Tree) -> bool | None:
         """3:2 is 3/2, but 3:1 is not 3."""
@@ -241,7 +156,7 @@ class Comparison:
         sides = [*a.items, *b.items]
         if len(sides) > 4 or any(isinstance(side, (Group, Quantity)) for side in sides):
             return None
-        return self.ask("equation", a.items, b.items)
+        return self.algebra.same_equation(a.items, b.items)
 
     # -- lists --
 

@@ -4,13 +4,11 @@ Precision and recall over the list are at least 99 %; what a rule cannot know (a
 is not in the list. Both directions of many pairs, since either side may carry the wrapping.
 """
 import os
-import subprocess
 import sys
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 sys.path.insert(0, ROOT)
 from plumbing.answers import check_by_rule  # noqa: E402
-from plumbing.comparison import WORKERS  # noqa: E402
 
 EQUAL = {
     "integers": [
@@ -299,21 +297,3 @@ def test_pairs():
     print(f"{pairs} pairs, precision {precision:.4f}, recall {recall:.4f}", "missed:", *missed,
           "taken for equal:", *wrong, sep="\n  ")
     assert pairs >= 200 and precision >= 0.99 and recall >= 0.99
-
-
-def test_the_worker_is_started_again():
-    assert check_by_rule("x+1", "1+x") is True
-    for process in WORKERS.idle:
-        process.kill()
-        process.wait()
-    assert check_by_rule("x+1", "1+x") is True
-
-
-def test_a_missing_library_is_one_sentence(tmp_path):
-    (tmp_path / "mpmath.py").write_text("raise ImportError('not here')")
-    program = ("from plumbing.answers import check_by_rule; from plumbing.cli import cli; "
-               "cli(lambda _: check_by_rule('x + 1', '1 + x'), None)")
-    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True,
-                          env={**os.environ, "PYTHONPATH": str(tmp_path)})
-    assert done.returncode == 2 and "Traceback" not in done.stderr
-    assert done.stderr == "error: mpmath cannot be imported: pip install -r requirements.txt\n"
