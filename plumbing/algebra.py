@@ -41,20 +41,20 @@ def same_number(a: Any, b: Any, rounded: bool) -> bool | None:
         return True
     if 0 in (a, b) and largest * 10**9 < 1:                               # a 0 as floats compute it
         return None
-    return False if gap * 50 > largest else None                          # no rounding explains more than 1/50
+    return False if gap * 50 > largest else None                          # more than rounding
 
 
 class Algebra:
     """Compares expressions until the time `end`, in numbers of its own, so that threads do not meet."""
 
     def __init__(self, rounded: bool, end: float) -> None:
-        self.rounded = rounded                                            # is a number in them a printed float?
+        self.rounded = rounded                                            # is a number a printed float?
         self.end = end
         self.mp = mp = MPContext()
         mp.dps = DIGITS
         self.functions = {
-            "!": mp.factorial, "binom": mp.binomial, "abs": mp.fabs, "exp": mp.exp, "ln": mp.ln, "lg": mp.log10,
-            "sin": mp.sin, "cos": mp.cos, "tan": mp.tan, "cot": mp.cot, "sec": mp.sec, "csc": mp.csc,
+            "!": mp.factorial, "binom": mp.binomial, "abs": mp.fabs, "exp": mp.exp, "ln": mp.ln,
+            "lg": mp.log10, "sin": mp.sin, "cos": mp.cos, "tan": mp.tan, "cot": mp.cot, "sec": mp.sec, "csc": mp.csc,
             "arcsin": mp.asin, "arccos": mp.acos, "arctan": mp.atan,
             "sinh": mp.sinh, "cosh": mp.cosh, "tanh": mp.tanh}
 

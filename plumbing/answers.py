@@ -9,7 +9,8 @@ from collections import Counter
 from typing import Any
 
 from plumbing.comparison import same_tree
-from plumbing.formulas import TEXT, read
+from plumbing.formulas import read
+from plumbing.notation import TEXT
 from plumbing.numerals import SCALE, in_digits
 from plumbing.records import as_list
 
@@ -186,8 +187,8 @@ SENTENCE = re.compile(
     r"(?:[a-z][a-z ]*? (?:is|are|equals)(?: equal to| a total of)?:? )?"
     r"(?=\W?[\d.\\]|[a-z] = )", re.IGNORECASE | re.ASCII)
 # A word that makes a sentence say something else than its number.
-HEDGE = re.compile(r"\b(?:not?|never|more|less|fewer|least|most|about|around|approximately|times|twice|half|double"
-                   r"|wrong|than|if|from)\b", re.IGNORECASE)
+HEDGE = re.compile(r"\b(?:not?|never|more|less|fewer|least|most|about|around|approximately|times|twice|half"
+                   r"|double|wrong|than|if|from|none|neither|nor|nothing)\b", re.IGNORECASE)
 
 
 def without_sentence(text: str) -> str:
@@ -213,10 +214,10 @@ def rule(prediction: Any, answer: Any) -> bool | None:
     if predicted.tree is None or wanted.tree is None:
         return same_words(prediction, answer)
     same = same_tree(predicted.tree, wanted.tree, predicted.rounded or wanted.rounded)
-    one_is_scaled = bool(SCALE.search(prediction)) != bool(SCALE.search(answer))         # 1.5 may be in millions
-    one_exclaims = prediction.endswith("!") != answer.endswith("!")       # 42! may be no factorial
-    if same is False and (one_is_scaled or one_exclaims):
-        return None
+    if same is False and bool(SCALE.search(prediction)) != bool(SCALE.search(answer)):
+        return None                                                       # 1.5 may count millions
+    if same is False and prediction.endswith("!") != answer.endswith("!"):
+        return None                                                       # 42! may be no factorial
     return same
 
 

@@ -52,8 +52,8 @@ def is_time(ratio: Group) -> bool:
 def has_no_order(kind: str, items: tuple) -> bool:
     """Is the order of a list without meaning?
 
-    It is for sets, alternatives, points, and for numbers that look like roots: -2, 1. But 12, 7 may be a score
-    or the answers to two questions, and is not 7, 12.
+    It is for sets, alternatives, points, and for numbers that look like roots: -2, 1. But 12, 7 may be a
+    score or the answers to two questions, and is not 7, 12.
     """
     if kind in {"or", "{}"} or any(kind_of(item) == "()" for item in items):
         return True
@@ -67,7 +67,7 @@ class Comparison:
 
     def __init__(self, rounded: bool) -> None:
         self.rounded = rounded                                            # is a number in it a printed float?
-        self.algebra = Algebra(rounded, time.monotonic() + SECONDS)
+        self.end = time.monotonic() + SECONDS
 
     def same(self, a: Tree | None, b: Tree | None) -> bool | None:
         """Do two trees say the same? None is a tree that could not be had, and equal to nothing."""
@@ -93,8 +93,7 @@ class Comparison:
         if kinds[0] != kinds[1] or kinds[0] in {"time", "date", "base", "-"}:
             return None
         if kinds[0] == ":":
-            is_ratio = len(a.items) == len(b.items) == 2 and not is_time(a) and not is_time(b)
-            return (is_ratio and self.same_value(formulas.divided(*a.items), formulas.divided(*b.items))) or None
+            return self.same_ratio(a, b)
         return self.same_items(a.items, b.items, any_order=kinds[0] == "∪")
 
     def same_value(self, a: Tree, b: Tree) -> bool | None:
@@ -103,7 +102,7 @@ class Comparison:
             return same_number(a, b, self.rounded)
         if "oo" in names_in(a) | names_in(b):
             return None
-        return self.algebra.same_expression(a, b)
+        return Algebra(self.rounded, self.end).same_expression(a, b)
 
     def same_ratio_and_number(self, ratio: Group, number: Tree) -> bool | None:
         """3:2 is 3/2, but 3:1 is not 3."""
@@ -111,6 +110,12 @@ class Comparison:
         if ratio.kind != ":" or len(ratio.items) != 2 or is_time(ratio) or whole:
             return None
         return self.same_value(formulas.divided(*ratio.items), number) or None
+
+    def same_ratio(self, a: Group, b: Group) -> bool | None:
+        """4:6 is 2:3, unless they may be times of day."""
+        if len(a.items) != 2 or len(b.items) != 2 or is_time(a) or is_time(b):
+            return None
+        return self.same_value(formulas.divided(*a.items), formulas.divided(*b.items)) or None
 
     def same_quantity(self, a: Tree, b: Tree) -> bool | None:
         """Two values of which one has a unit. The other may leave it out, and percent may be hundredths."""
@@ -135,7 +140,7 @@ class Comparison:
     # -- equations --
 
     def value_of(self, tree: Tree) -> Tree | None:
-        """5 of x = 5, 293 of m + n = 256 + 37 = 293; other trees as they are; None if it is no single value."""
+        """5 of x = 5, 293 of m + n = 256 + 37 = 293; other trees as they are; None for other equations."""
         if kind_of(tree) != "=":
             return tree
         label, *values = tree.items
@@ -156,7 +161,7 @@ class Comparison:
         sides = [*a.items, *b.items]
         if len(sides) > 4 or any(isinstance(side, (Group, Quantity)) for side in sides):
             return None
-        return self.algebra.same_equation(a.items, b.items)
+        return Algebra(self.rounded, self.end).same_equation(a.items, b.items)
 
     # -- lists --
 

@@ -19,13 +19,23 @@ A tree is made of
     Group                 what belongs together and is no number: a list, a set, an interval, an equation
 """
 import math
-import re
 import unicodedata
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any, NamedTuple
 
-from plumbing.numerals import date_in, in_digits, time_in
+from plumbing.notation import (
+    Token,
+    is_digits,
+    is_number,
+    is_printed_float,
+    letters_are_units,
+    number_value,
+    one_spelling,
+    tokens_of,
+    without_fonts,
+)
+from plumbing.numerals import date_in, time_in
 
 Tree = Any
 LONGEST = 500                                      # characters; longer answers are prose
@@ -54,164 +64,6 @@ class Group:
     """
     kind: str
     items: tuple
-
-
-# ---- one spelling ----
-
-# Words inside a formula: "\text{ cm}" -> "cm".
-TEXT = re.compile(r"\\(?:text|textbf|textit|textrm|mathrm|mathbf|mbox|operatorname)\s*\{([^{}]*)\}")
-SIGNS = str.maketrans({
-    "–": "-", "—": "-", "‐": "-", "‑": "-", "−": "-", "×": "*", "⋅": "*", "·": "*", "÷": "/", "⁄": "/",
-    "′": "'", "’": "'", "⩽": "≤", "⩾": "≥", "，": ",", "、": ",", "；": ";", "：": ":", "（": "(", "）": ")",
-    "％": "%", "＝": "=", "\u00a0": " ", "\u2009": " ", "\u202f": " ", "℃": "°C", "…": "..."})
-SUPERSCRIPTS = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻ⁿ", "0123456789+-n")
-SPELLINGS = [(re.compile(pattern), same) for pattern, same in (
-    (r"\\mathbb\s*(?:R\b|\{\s*R\s*\})", "ℝ"),
-    (r"\\mathbb\s*(?:Z\b|\{\s*Z\s*\})", "ℤ"),
-    (TEXT.pattern, r" \1 "),
-    (r"(?<!\\)\\[()\[\]]", " "),                                          # the brackets of a formula: \(5\)
-    (r"\^\s*\{?\s*\\circ\s*\}?", "°"),
-    (r"(?<=\d),?\\[,!](?=\d{3})", "{,}"),                                 # 16,\!386 and 1\,234
-    (r"(?<=\d) ?x ?(?=10\^)", "*"),                                       # 6.02 x 10^23
-    (r"(?<=\d\*)[Ij]\b|(?<=\d)j\b", "i"),                                 # 2*I, 2j
-    (r"\bper cent\b", "percent"),
-    (r"(?<=\d)(?:(?<=1)st|(?<=2)nd|(?<=3)rd|th)\b", ""),                  # 1st
-    (r"^\s*(?:\w+\.)?(?:[mM]atrix|array)\((\[.*\])\)\s*$", r"\1"))]       # np.array([[1, 2]])
-
-
-def superscript(match: re.Match) -> str:
-    """⁻³ -> ^{-3}"""
-    return "^{" + match[0].translate(SUPERSCRIPTS) + "}"
-
-
-def vulgar_fraction(match: re.Match) -> str:
-    """½ -> 1/2, with the spaces of "2 1/2"."""
-    return " " + unicodedata.normalize("NFKC", match[0]) + " "
-
-
-def comma_in_braces(match: re.Match) -> str:
-    """14{,}916 -> 14916, and 3{,}14 -> 3.14, as people who write a decimal comma do."""
-    parts = re.split(r"\D+", match[0])
-    if all(len(part) == 3 for part in parts[1:]) and not parts[0].startswith("0"):
-        return "".join(parts)
-    return match[0] if len(parts) > 2 else ".".join(parts)
-
-
-def without_dollars(text: str) -> str:
-    r"""Without the $ of LaTeX; one that means money becomes \$: "$5" -> "\$5", "$x$" -> "x"."""
-    if len(re.findall(r"(?<!\\)\$", text)) % 2:
-        text = re.sub(r"(?<!\\)\$(?=\s*-?[\d.])", r"\\$", text, count=1)
-    return re.sub(r"(?<!\\)\$", " ", text)
-
-
-def one_spelling(text: str) -> str:
-    """A text without fonts and with one spelling of what Unicode, LaTeX and words spell in several ways."""
-    text = without_dollars(text)
-    text = re.sub("[½⅓⅔¼¾⅕⅖⅗⅘⅙⅚⅛⅜⅝⅞]", vulgar_fraction, text)
-    text = re.sub("[⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻ⁿ]+", superscript, text)
-    text = text.translate(SIGNS)
-    for pattern, same in SPELLINGS:
-        text = pattern.sub(same, text)
-    text = re.sub(r"\d+(?:\s*\{\s*,\s*\}\s*\d+)+", comma_in_braces, text)
-    return in_digits(" ".join(text.split()))
-
-
-# ---- tokens ----
-
-class Token(NamedTuple):
-    """A number, a word, a command of LaTeX or a sign; `apart` if white space stands before it."""
-    text: str
-    apart: bool = False
-
-
-# The same sign in LaTeX, Python and Unicode.
-SAME = {r"\le": "≤", r"\leq": "≤", r"\leqslant": "≤", "<=": "≤", r"\ge": "≥", r"\geq": "≥", r"\geqslant": "≥",
-        ">=": "≥", r"\ne": "≠", r"\neq": "≠", "!=": "≠", r"\lt": "<", r"\gt": ">", r"\times": "*",
-        r"\cdot": "*", r"\div": "/", "**": "^", r"\cup": "∪", r"\in": "∈", r"\infty": "∞", "oo": "∞",
-        "inf": "∞", "infty": "∞", "infinity": "∞", "Infinity": "∞", r"\pm": "±", r"\mp": "∓",
-        r"\emptyset": "∅", r"\varnothing": "∅", r"\lvert": "|", r"\rvert": "|", r"\vert": "|", r"\%": "%",
-        r"\lbrace": r"\{", r"\rbrace": r"\}", r"\dfrac": r"\frac", r"\tfrac": r"\frac", r"\cfrac": r"\frac",
-        r"\dbinom": r"\binom", r"\tbinom": r"\binom", r"\degree": "°", "√": r"\sqrt", "sqrt": r"\sqrt",
-        r"\prime": "'"}
-# What only moves or sizes signs.
-SPACE = re.compile(r"(?:\s|(?<=\S)~|\\[,;:! ]"
-                   r"|\\(?:left|right|[bB]igg?[lrm]?|displaystyle|limits|quad|qquad)(?![a-zA-Z])\.?)+")
-# Digits that repeat for ever: "\overline{3}" of "0.\overline{3}".
-REPEATING = r"(?:\\(?:overline|bar|dot)\s*(?:\{(?P<repeated>\d+)\}|(?P<digit>\d))|\((?P<bracketed>\d+)\))"
-NUMBER = re.compile(
-    rf"(?P<plain>\d+\.\d*){REPEATING}"
-    r"|(?:\d+(?:\.(?!\.)\d*)?|\.\d+)(?:[eE][+-]?\d{1,4}(?![\d.]))?",
-    re.ASCII)
-# The same with separators, which inside brackets could also stand between two numbers.
-SEPARATED = re.compile(
-    r"(?P<english>[1-9]\d{0,2}(?:,\d{3})+(?:\.\d+)?)(?![,.]?\d)"                  # 1,000.99
-    r"|(?P<spaced>[1-9]\d{0,2}(?: \d{3})+(?:\.\d+)?)(?![\d/]|,\d| \d)"            # 1 000.99
-    r"|(?P<german>[1-9]\d{0,2}(?:\.\d{3})+,\d\d|[1-9]\d{3,},\d\d)(?![,.]?\d)",    # 1.000,99 and 1000,99
-    re.ASCII)
-OTHER_TOKEN = re.compile(r"\\[a-zA-Z]+|\\.|[a-zA-Z]+|\*\*|<=|>=|!=|.", re.DOTALL)
-
-
-def number_at(text: str, start: int, in_brackets: bool) -> tuple[str, int] | None:
-    """(the number that begins here, in one spelling; its end), or None."""
-    found = None if in_brackets else SEPARATED.match(text, start)
-    if found and found["german"]:
-        return found[0].replace(".", "").replace(",", "."), found.end()
-    if found:
-        return re.sub("[, ]", "", found[0]), found.end()
-    found = NUMBER.match(text, start)
-    if found is None:
-        return None
-    if found["plain"]:
-        repeated = found["repeated"] or found["digit"] or found["bracketed"]
-        return f"{found['plain']}({repeated})", found.end()
-    return found[0], found.end()
-
-
-def tokens_of(text: str) -> list[Token]:
-    """All of a text as tokens; whatever the grammar does not know becomes a token, too."""
-    tokens = []
-    position = 0
-    apart = False
-    depth = 0
-    while position < len(text):
-        space = SPACE.match(text, position)
-        if space:
-            position = space.end()
-            apart = True
-            continue
-        number = number_at(text, position, depth > 0)
-        if number:
-            token, position = number
-        else:
-            match = OTHER_TOKEN.match(text, position)
-            token, position = SAME.get(match[0], match[0]), match.end()
-        if token in {"(", "[", r"\{"}:
-            depth += 1
-        elif token in {")", "]", r"\}"}:
-            depth -= 1
-        tokens.append(Token(token, apart))
-        apart = False
-    return tokens
-
-
-def is_digits(token: str) -> bool:
-    """Is a token a number without sign and point?"""
-    return token.isascii() and token.isdigit()
-
-
-def is_number(token: str) -> bool:
-    """Is a token a number?"""
-    return is_digits(token[:1]) or (token[:1] == "." and len(token) > 1)
-
-
-def number_value(token: str) -> Fraction:
-    """0.1(6) -> 1/6; otherwise as Python reads it."""
-    plain, _, repeated = token.rstrip(")").partition("(")
-    value = Fraction(plain + "0" if plain.endswith(".") else plain)
-    if repeated:
-        places = len(plain.partition(".")[2])
-        value += Fraction(int(repeated), (10**len(repeated) - 1) * 10**places)
-    return value
 
 
 # ---- computing what is exact ----
@@ -286,12 +138,12 @@ CONSTANTS = {"pi", "e", "i", "oo"}
 MINUS_INFINITY = ("*", MINUS_ONE, "oo")
 FUNCTIONS = {*"sin cos tan cot sec csc arcsin arccos arctan sinh cosh tanh ln lg exp abs".split()}
 LOGARITHM = "base of log"                          # the variable that stands for a base nobody named
-GREEK = {*("alpha beta gamma delta epsilon varepsilon zeta eta theta vartheta iota kappa lambda mu nu xi pi rho "
-           "sigma tau upsilon phi varphi chi psi omega Gamma Delta Theta Lambda Xi Pi Sigma Upsilon Phi Psi "
-           "Omega ell hbar angle triangle").split()}
+GREEK = {*("alpha beta gamma delta epsilon varepsilon zeta eta theta vartheta iota kappa lambda mu nu xi pi "
+           "rho sigma tau upsilon phi varphi chi psi omega Gamma Delta Theta Lambda Xi Pi Sigma Upsilon Phi "
+           "Psi Omega ell hbar angle triangle").split()}
 # Short words that are no product of letters.
-WORDS = {*("an and are as at be by do for go he if in is it me my no not of on one or our out so the to too up "
-           "us we yes nan").split()}
+WORDS = {*("an and are as at be by do for go he if in is it me my no not of on one or our out so the to too "
+           "up us we yes nan").split()}
 # Units: the one name of each, then its other names; a plural s is understood.
 UNITS = {}
 for _line in """mm millimeter millimetre|cm centimeter centimetre|m meter metre|km kilometer kilometre
@@ -308,19 +160,18 @@ child children|man men|woman women""".replace("\n", "|").split("|"):
 CURRENCIES = {r"\$", "€", "£", "¥"}
 SQUARE_OR_CUBIC = {"square": 2, "sq": 2, "cubic": 3, "cu": 3}
 # Words in s that are not things that are counted.
-NO_THINGS = FUNCTIONS | {*("times plus minus less this unless versus tens dozens hundreds thousands millions "
-                           "billions halves thirds quarters fourths fifths sixths sevenths eighths ninths tenths "
-                           "does always perhaps plays wins").split()}
+NO_THINGS = FUNCTIONS | {*("times tens dozens hundreds thousands millions billions halves thirds quarters fourths "
+                           "fifths sixths sevenths eighths ninths tenths does always perhaps across afterwards "
+                           "besides towards upwards downwards onwards sometimes").split()}
 
 
 def unit_name(word: str) -> str | None:
     """ "meters" -> "m", "apples" -> "apple"; None for a word that names no unit and no things."""
-    known = UNITS.get(word)
-    if known is None and len(word) > 3:
-        known = UNITS.get(word.lower())
-    if known or len(word) < 4 or word in NO_THINGS:
+    known = UNITS.get(word) or (UNITS.get(word.lower()) if len(word) > 3 else None)
+    plural = word.isascii() and word.islower() and word.endswith("s") and not word.endswith(("ss", "us", "is"))
+    if known or not plural or len(word) < 4 or word in NO_THINGS:
         return known
-    return word[:-1] if word.isascii() and word.islower() and word.endswith("s") else None
+    return word[:-1]
 
 
 def names_in(tree: Tree) -> set[str]:
@@ -345,6 +196,7 @@ def is_constant(tree: Tree) -> bool:
 SEPARATORS = {",", ";", "and", "or"}
 RELATIONS = {"=", "<", ">", "≤", "≥", "≠", "∈"}
 ADDING = {"+", "-", "±", "∓"}
+OPERATORS = {"+", "-", "±", "∓", "*", "/", "^", "="}
 CLOSERS = {"(": {")", "]"}, "[": {")", "]"}, "{": {"}"}, r"\{": {r"\}"}}
 
 
@@ -562,6 +414,8 @@ class Reader:
         """Does a further factor follow without a sign, as in 2x?"""
         token = self.next
         if is_number(token):
+            if self.look(1).text == "^" and not is_number(self.look(-1).text):
+                return True                                               # (n + 1)2^n
             raise Unreadable                                              # two numbers side by side
         if token == "|":
             return not self.in_bars
@@ -770,12 +624,12 @@ class Reader:
 
     def is_product(self, letters: str) -> bool:
         """Are the letters just read factors and no word? Then they are few, and stand in a formula."""
-        before = self.look(-2).text
-        command = before[:1] == "\\"
-        computed = before in {"*", "/", "=", "^", *ADDING} or command or (is_number(before) and not self.look(-1).apart)
-        argument = before == "{" and (self.look(-3).text in {"}", "^"} or self.look(-3).text[:1] == "\\")
-        followed = self.next in {"+", "*", "/", "=", "^", "("}
-        return len(letters) < 4 and letters.lower() not in WORDS and (computed or argument or followed)
+        before, earlier, after = self.look(-2).text, self.look(-3).text, self.next
+        bracketed = before in {"{", "("} and (earlier in OPERATORS | {"}"} or earlier[:1] == "\\")
+        glued = is_number(before) and not self.look(-1).apart
+        in_formula = bracketed or glued or before in OPERATORS or before[:1] == "\\"
+        return (len(letters) < 4 and letters.lower() not in WORDS
+                and (in_formula or after == "(" or after in OPERATORS - {"-"}))
 
     def indexed(self, name: str) -> str:
         """A name with its index and primes: x_1, f'."""
@@ -851,17 +705,11 @@ class Reading(NamedTuple):
     rounded: bool                                  # is a number in it a float that a program printed?
 
 
-# LaTeX around single letters, which then are variables and no units: "$5 m$", "5 \pi m".
-MATHEMATICS = re.compile(r"(?<!\\)\$.*(?<!\\)\$|\\\(|\\[a-zA-Z]", re.DOTALL)
-# A decimal number of nine digits or more.
-PRINTED_FLOAT = re.compile(r"(?=.*\.)0*\.?0*[1-9](?:\.?\d){8,}(?:[eE].*)?", re.ASCII)
-
-
 def read(text: str) -> Reading:
     """A text's tokens and, if the grammar reads it to its last character, its tree."""
     if len(text) > LONGEST:
         return Reading([], None, False)
-    plain = " ".join(TEXT.sub(r" \1 ", text).translate(SIGNS).split()).rstrip(".")
+    plain = without_fonts(text).rstrip(".")
     date, time = date_in(plain), time_in(plain)
     if time:
         return Reading([plain], Group("time", time), False)
@@ -871,11 +719,11 @@ def read(text: str) -> Reading:
     if date:                                                              # 2018年
         tokens = [Token(str(date[0]))]
     texts = [token.text for token in tokens]
-    short_units = not MATHEMATICS.search(TEXT.sub("", text)) or TEXT.search(text) is not None
+    short_units = letters_are_units(text)
     try:
         tree = Reader(tokens, short_units, 1).answer()
         if "±" in texts or "∓" in texts:
             tree = Group("or", (tree, Reader(tokens, short_units, -1).answer()))
     except Unreadable:
         tree = None
-    return Reading(texts, tree, any(map(PRINTED_FLOAT.fullmatch, texts)))
+    return Reading(texts, tree, any(map(is_printed_float, texts)))

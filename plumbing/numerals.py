@@ -17,7 +17,7 @@ ROMAN_DIGITS = {"I": 1, "V": 5, "X": 10, "L": 50, "C": 100, "D": 500, "M": 1000}
 
 WORD = "|".join([*SMALL, *TENS, *POWERS])
 PART = "|".join(PARTS)
-# A number in words: "minus twenty-one", "one hundred and five", "two and a half", "three quarters", "a third".
+# A number in words: "minus twenty-one", "one hundred and five", "two and a half", "one third", "a third".
 NUMBER_WORDS = re.compile(
     rf"\b(?P<minus>(?:minus|negative) )?"
     rf"(?:(?P<words>(?:{WORD})(?:(?:-| |(?<=hundred) and |(?<=thousand) and )(?:{WORD}))*)"
@@ -115,12 +115,12 @@ DATES = [re.compile(form, re.IGNORECASE | re.ASCII) for form in (
     r"(?P<month>\d{1,2}) ?月 ?(?P<day>\d{1,2}) ?[日号]",                                     # 12月3日
     r"(?P<day>1[3-9]|[23]\d)([-/.])(?P<month>\d{1,2})\2(?P<year>\d{4})",                    # 26-04-2020
     r"(?P<month>\d{1,2})([-/.])(?P<day>1[3-9]|[23]\d)\2(?P<year>\d{4})",                    # 04/26/2020
-    r"(?P<first>\d{1,2})([-/.])(?P<second>\d{1,2})\2(?P<year>\d{4})")]                      # either: 05/07/2014
+    r"(?P<first>\d{1,2})([-/.])(?P<second>\d{1,2})\2(?P<year>\d{4})")]                      # 05/07/2014
 TIME = re.compile(r"(\d{1,2})(?:[:.](\d\d))? ?([ap])\.? ?m\.?", re.IGNORECASE | re.ASCII)
 
 
 def date_in(text: str) -> tuple | None:
-    """A text that is a date and nothing else, as (year, month, day, first, second); None for what it leaves out.
+    """A text that is a date, as (year, month, day, first, second); None for what it leaves out.
 
     05/07/2014 is in May or in July, so it has a first and a second number instead.
     """
