@@ -54,9 +54,9 @@ class Algebra:
         mp.dps = DIGITS
         self.functions = {
             "!": mp.factorial, "binom": mp.binomial, "abs": mp.fabs, "exp": mp.exp, "ln": mp.ln,
-            "lg": mp.log10, "sin": mp.sin, "cos": mp.cos, "tan": mp.tan, "cot": mp.cot, "sec": mp.sec, "csc": mp.csc,
-            "arcsin": mp.asin, "arccos": mp.acos, "arctan": mp.atan,
-            "sinh": mp.sinh, "cosh": mp.cosh, "tanh": mp.tanh}
+            "lg": mp.log10, "sin": mp.sin, "cos": mp.cos, "tan": mp.tan, "cot": mp.cot, "sec": mp.sec,
+            "csc": mp.csc, "arcsin": mp.asin, "arccos": mp.acos, "arctan": mp.atan, "sinh": mp.sinh,
+            "cosh": mp.cosh, "tanh": mp.tanh}
 
     def value(self, tree: Tree, point: dict[str, Any]) -> Any:
         """An expression's value where its variables have these; NoValue if it or a part of it has none."""

@@ -2,6 +2,11 @@
 
 `rule` says True or False only where it has read both answers to their last character: as a choice, as
 something the grammar of formulas.py reads, or as words. Everything else is None, and the caller asks a model.
+
+The rules live in rooms of their own: numerals.py (numbers in words, dates), notation.py (spellings, tokens),
+formulas.py (the grammar: each line of it reads a kind of answer that public sets have), comparison.py (lists,
+units, equations), algebra.py (equality of expressions). They earn their length: a library that reads the
+beginning of a text, or what is left of it after substitutions, calls wrong answers right.
 """
 import re
 import string

@@ -70,8 +70,8 @@ class Comparison:
         self.end = time.monotonic() + SECONDS
 
     def same(self, a: Tree | None, b: Tree | None) -> bool | None:
-        """Do two trees say the same? None is a tree that could not be had, and equal to nothing."""
-        if a is None or b is None:
+        """Do two trees say the same? None is a tree that could not be had; None too when time is up."""
+        if a is None or b is None or time.monotonic() > self.end:
             return None
         if a == b:
             return True
@@ -176,10 +176,10 @@ class Comparison:
         if len({*names_a}) == len(names_b) > 1:                           # b = 5, a = 4
             by_name = dict(zip(names_b, values_b, strict=True))
             return self.same_items(values_a, tuple(by_name[name] for name in names_a), any_order=False)
-        any_order = (1 in (len({*names_a}), len({*names_b}))              # x = 1, x = 2 or x = 1, 2
-                     or has_no_order(a.kind, values_a) or has_no_order(b.kind, values_b))
-        if {a.kind, b.kind} == {"[]"}:
-            any_order = False
+        if a.kind == b.kind == "[]":
+            return self.same_items(values_a, values_b, any_order=False)
+        one_name = 1 in (len({*names_a}), len({*names_b}))                # x = 1, x = 2 or x = 1, 2
+        any_order = one_name or has_no_order(a.kind, values_a) or has_no_order(b.kind, values_b)
         return self.same_items(values_a, values_b, any_order)
 
     def names_and_values(self, group: Group) -> tuple[list[Tree], tuple]:

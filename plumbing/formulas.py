@@ -160,18 +160,17 @@ child children|man men|woman women""".replace("\n", "|").split("|"):
 CURRENCIES = {r"\$", "€", "£", "¥"}
 SQUARE_OR_CUBIC = {"square": 2, "sq": 2, "cubic": 3, "cu": 3}
 # Words in s that are not things that are counted.
-NO_THINGS = FUNCTIONS | {*("times tens dozens hundreds thousands millions billions halves thirds quarters fourths "
-                           "fifths sixths sevenths eighths ninths tenths does always perhaps across afterwards "
-                           "besides towards upwards downwards onwards sometimes").split()}
+NO_THINGS = FUNCTIONS | {*("times tens dozens hundreds thousands millions billions halves thirds quarters "
+                           "fourths fifths sixths sevenths eighths ninths tenths does always perhaps across "
+                           "afterwards besides towards upwards downwards onwards sometimes").split()}
 
 
 def unit_name(word: str) -> str | None:
     """ "meters" -> "m", "apples" -> "apple"; None for a word that names no unit and no things."""
     known = UNITS.get(word) or (UNITS.get(word.lower()) if len(word) > 3 else None)
-    plural = word.isascii() and word.islower() and word.endswith("s") and not word.endswith(("ss", "us", "is"))
-    if known or not plural or len(word) < 4 or word in NO_THINGS:
+    if known or len(word) < 4 or not (word.isascii() and word.islower()) or word in NO_THINGS:
         return known
-    return word[:-1]
+    return word[:-1] if word.endswith("s") and word[-2] not in "sui" else None
 
 
 def names_in(tree: Tree) -> set[str]:
@@ -366,7 +365,7 @@ class Reader:
                 self.accept(".")                                          # ft.
             if self.accept("^"):
                 exponent = self.exponent()
-                if not isinstance(exponent, Fraction):
+                if not isinstance(exponent, Fraction) or exponent.denominator > 1:
                     raise Unreadable
                 size *= int(exponent)
             exponents[name] = exponents.get(name, 0) + sign * size
