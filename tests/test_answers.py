@@ -295,7 +295,7 @@ DECISIONS = {
         ("10", "10 base 2", None), ("12", "12 out of 20", None), ("4", "4 | 8", None), ("5", "5 < x", None),
         ("<, 55000", ">, 55000", None), ("5", "5;6", None), ("5", "x=5 \\text{ or } x=6", None),
         ("a \\equiv b \\pmod{7}", "a \\equiv b \\pmod{10}", None), ("1 % 0", "1", None),
-        ("x^2", "x^2 \\text{ for } x>0", None), ("100", "100-year war", None), ("4", "4\\sqrt(2)", None),
+        ("x^2", "x^2 \\text{ for } x>0", None), ("100", "100-year war", None), ("4", "4\\sqrt(2)", False),
         ("\\frac{{{", "1", None), ("2^{n}(n+1)", "(n+1)2^n", True), ("10-4 n", "10-4n", True), ("5 (five)", "5", None),
         ("\\sqrt{67},-\\sqrt{85}", "\\sqrt{67}", None), ("$10-4 n$", "10-4n", True)],
     "scores and spans are not computed": [
@@ -390,9 +390,9 @@ DECISIONS = {
         ("\\boxed{\\dfrac{5^{\\left(5^{\\left(5^{\\left(5^5\\right)}\\right)} - 4\\right)} - 5}{16}}", "3", None),
         ("2^{" * 600, "1", None), ("9**9**9**9", "10", None), ("((" * 200 + "1", "1", None), ("\\sqrt" * 80 + "2", "2", False),
         ("__import__('os').system('touch pwned')", "5", None), ("\\pi*__import__('os')", "2\\pi", None),
-        ("\\boxed{" * 2000, "5", None), ("*" * 10_000, "5", None), ("is " * 4_000, "A", None), ("9" * 10_000, "5", None),
+        ("\\boxed{" * 2000, "5", None), ("*" * 10_000, "5", False), ("is " * 4_000, "A", None), ("9" * 10_000, "5", None),
         ("1/0", "0", None), ("1:0", "1", None), ("\\ln 0", "5", None), ("\ud800\0\u202e", "5", None),
-        ("√2, " * 100 + "1", "1, " + "√2, " * 99 + "√2", None)],
+        ("√2, " * 100 + "1", "1, " + "√2, " * 99 + "√2", True)],
 }
 
 
