@@ -26,20 +26,23 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from env import Episode, Search
 from judge import Teacher, correct_answer
 from plumbing.chat_api import BadReply, Usage
-from plumbing.cli import Help, cli, env_flags, teacher_flags
-from plumbing.records import Record, append_jsonl, read_tasks, resume_jsonl, save_args
+from plumbing.cli import Parser, cli, env_flags, teacher_flags
+from plumbing.records import Record, append_jsonl, resume_jsonl
 from plumbing.search import SearchFailed, search_from_args
+from plumbing.start import check_resume, check_start, save_args
+from plumbing.tasks import read_tasks
+from plumbing.values import whole
 from sandbox import Interpreter, set_sandbox
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    p = argparse.ArgumentParser(description=__doc__, formatter_class=Help)
+    p = Parser(__doc__)
     g = p.add_argument_group("files")
     g.add_argument("--tasks", required=True, help="JSON lines with id, question, answer")
     g.add_argument("--out", required=True, help="JSON lines file for the trajectories")
     g = p.add_argument_group("demonstrations")
-    g.add_argument("--attempts", type=int, default=2, help="tries per task until an answer is right")
-    g.add_argument("--max-steps", type=int, default=8, help="thought–code steps per trajectory")
+    g.add_argument("--attempts", type=whole(1), default=2, help="tries per task until an answer is right")
+    g.add_argument("--max-steps", type=whole(1), default=8, help="thought–code steps per trajectory")
     env_flags(p)
     teacher_flags(p)
     return p.parse_args(argv)
@@ -51,7 +54,7 @@ def demonstrate(teacher: Teacher, task: Record, search: Search | None, max_steps
     interpreter = Interpreter(search)
     try:
         episode = Episode(task, interpreter, max_steps=max_steps)
-        plan = teacher.plan(task["question"], sample=sample, usage=usage)
+        plan = teacher.plan(task["question"], answers=task["answer"], sample=sample, usage=usage)
         observation = episode.turn(f"<first_thought>{plan}</first_thought>")
         while observation is not None:                     # None: the trajectory has ended
             step = teacher.step(task["question"], episode.messages, sample=sample, usage=usage)
@@ -90,16 +93,18 @@ def solve(teacher: Teacher, task: Record, search: Search | None,
 
 def main(args: argparse.Namespace) -> None:
     from tqdm import tqdm
+    check_start(args, out_is_file=True)
     tasks = read_tasks(args.tasks)
     teacher = Teacher.from_args(args)
     set_sandbox(args.sandbox, args.preload)
     search = search_from_args(args)
-    name = os.path.splitext(args.out)[0]
-    rejected = name + ".rejected.jsonl"
-    done = {record["id"] for record in resume_jsonl(args.out) + resume_jsonl(rejected)}
+    rejected = os.path.splitext(args.out)[0] + ".rejected.jsonl"
+    before = resume_jsonl(args.out) + resume_jsonl(rejected)
+    check_resume(args, before, tasks, results=f"{args.out} with {rejected}")
+    done = {record["id"] for record in before}
     todo = [task for task in tasks if task["id"] not in done]
     print(f"{len(tasks)} tasks, {len(done)} finished before")
-    save_args(args, name + ".args.json")
+    save_args(args)
     kept = 0
     with (open(args.out, "a", encoding="utf-8") as good, open(rejected, "a", encoding="utf-8") as bad,
           ThreadPoolExecutor(args.concurrency) as pool, tqdm(total=len(todo), desc="bc", unit="task") as bar):
@@ -111,7 +116,8 @@ def main(args: argparse.Namespace) -> None:
                     append_jsonl(good, trajectory)
                     kept += 1
                 else:
-                    append_jsonl(bad, {"id": jobs[job]["id"], "faults": faults})
+                    task = jobs[job]
+                    append_jsonl(bad, {"id": task["id"], "question": task["question"], "faults": faults})
                 bar.update(1)
                 tokens = teacher.counts["completion_tokens"]
                 bar.set_postfix(kept=kept, teacher_tokens_a_task=tokens // bar.n, refresh=False)

@@ -307,3 +307,7 @@ def rollout(engine: Engine, starts: list[Record], *, copies: int = 1, max_steps:
     episodes = make_episodes(starts, copies, max_steps, max_tokens, search)
     engine.play(episodes, progress=progress, **sampling)
     return [episode.trajectory() for episode in episodes]
+
+
+if __name__ == "__main__":
+    print(__doc__)                                         # this file is no command

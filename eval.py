@@ -23,9 +23,10 @@ Differences from the paper: rules compare answers, and a judge model (--teacher-
 cannot decide. The paper does not say how many runs it averages; the default of --runs is 1.
 """
 import argparse
-import json
+import hashlib
 import os
 import re
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -33,8 +34,9 @@ import env
 import judge
 from baselines import prompting
 from plumbing.answers import qa_score
+from plumbing.benchmarks import F1_BENCHMARKS, benchmark_of, gaia_level, named_benchmark
 from plumbing.chat_api import BadReply
-from plumbing.cli import Help, InputError, cli, env_flags, sampling_flags, teacher_flags
+from plumbing.cli import InputError, Parser, cli, env_flags, sampling_flags, teacher_flags
 from plumbing.engines import Engine, load_engine, sampling_from_args
 from plumbing.ranks import part_of_rank, rank_and_world, wait_for_ranks
 from plumbing.records import (
@@ -43,34 +45,43 @@ from plumbing.records import (
     merge_parts,
     ranks_files,
     read_parts,
-    read_tasks,
-    save_args,
     write_jsonl,
 )
 from plumbing.report import collect, make_page
 from plumbing.results import combined_table, paper_tables, read_results, result_rows, results_table, why_zero
 from plumbing.search import search_from_args
+from plumbing.start import check_resume, check_start, save_args
+from plumbing.tasks import read_tasks
+from plumbing.values import whole
 from sandbox import set_sandbox
 
 # ---- flags ----
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=Help)
+    parser = Parser(__doc__)
     commands = parser.add_subparsers(dest="command", required=True, metavar="run | table | report")
-    p = commands.add_parser("run", help="evaluate a model on task files", formatter_class=Help)
+    p = commands.add_parser("run", help="evaluate a model on task files")
     add_run_flags(p)
-    p = commands.add_parser("table", help="one table of several result folders", formatter_class=Help)
+    p = commands.add_parser("table", help="one table of several result folders")
     p.add_argument("results", nargs="+", type=Path, metavar="OUT", help="folders of `run`, in order of rows")
     p.add_argument("--out", type=Path, metavar="FILE.md", help="write the tables to this file too")
-    p.add_argument("--paper", default="auto", help="the paper's tables to show: auto, none, or as 1,3")
-    p = commands.add_parser("report", help="an HTML page and plots of a whole run", formatter_class=Help)
+    p.add_argument("--paper", type=numbers_of_tables, default="auto",
+                   help="the paper's tables to show: auto (those we have a row for), none, or as 1,3")
+    p = commands.add_parser("report", help="an HTML page and plots of a whole run")
     p.add_argument("run_dir", type=Path, metavar="RUN", help="folder with bc.jsonl, mps/, ckpt/, eval/")
-    p.add_argument("--trajectories", type=int, default=1000, help="number of trajectories on the page")
-    p.add_argument("--characters", type=int, default=4000, help="characters shown of one message")
+    p.add_argument("--trajectories", type=whole(0), default=1000, help="number of trajectories on the page")
+    p.add_argument("--characters", type=whole(1), default=4000, help="characters shown of one message")
     args = parser.parse_args(argv)
     if args.command == "run":
         check_run_flags(parser, args)
     return args
+
+
+def numbers_of_tables(text: str) -> str:
+    """The value of --paper, if it is one."""
+    if not re.fullmatch(r"auto|none|[1235](,[1235])*", text):
+        raise argparse.ArgumentTypeError(f"{text} is not auto, none, or some of 1,2,3,5")
+    return text
 
 
 def add_run_flags(p: argparse.ArgumentParser) -> None:
@@ -82,12 +93,12 @@ def add_run_flags(p: argparse.ArgumentParser) -> None:
     g.add_argument("--out", required=True, type=Path, help="folder for the results; a second call resumes")
     g.add_argument("--name", help="name of the row in tables (default: the name of the folder OUT)")
     g.add_argument("--benchmark", metavar="NAME", help="benchmark of all files (default: from their names)")
-    g.add_argument("--limit", type=int, metavar="N", help="only the first N tasks of each file")
-    g.add_argument("--runs", type=int, default=1, metavar="K", help="independent runs of every task")
-    g.add_argument("--chunk", type=int, default=256, help="tasks rolled out together between two saves")
+    g.add_argument("--limit", type=whole(1), metavar="N", help="first N tasks of each file (default: all)")
+    g.add_argument("--runs", type=whole(1), default=1, metavar="K", help="independent runs of every task")
+    g.add_argument("--chunk", type=whole(1), default=256, help="tasks rolled out together between two saves")
     g.add_argument("--prompt", choices=["react", "agent", "tir", "cot"], default="react",
                    help="react: the trained grammar; the others put instructions before the question")
-    g.add_argument("--self-consistent", type=int, default=1, metavar="N",
+    g.add_argument("--self-consistent", type=whole(1), default=1, metavar="N",
                    help="candidates for every step; the most frequent output wins")
     g.add_argument("--greedy", action="store_true", help="the same as --temperature 0")
     sampling_flags(p)
@@ -97,7 +108,7 @@ def add_run_flags(p: argparse.ArgumentParser) -> None:
                    help="auto: that of the benchmark; judge: rules, then the teacher, if given; "
                         "rule: rules alone (Table 5)")
     g.add_argument("--variant", choices=["arpo", "squad"], default="arpo",
-                   help="of f1 and em: arpo keeps punctuation; squad drops it and has HotpotQA's yes/no rule")
+                   help="of f1 and em: arpo keeps punctuation, squad drops it and has HotpotQA's yes/no rule")
     teacher_flags(p, required=False)
 
 
@@ -105,55 +116,45 @@ def check_run_flags(parser: argparse.ArgumentParser, args: argparse.Namespace) -
     """Turn --greedy into a temperature, and refuse flags that do not go together."""
     if args.greedy:
         args.temperature = 0.0
-    if min(args.runs, args.chunk, args.max_steps, args.max_tokens, args.self_consistent) < 1:
-        parser.error("--runs, --chunk, --max-steps, --max-tokens and --self-consistent are at least 1")
     if args.self_consistent > 1 and args.temperature == 0:
         parser.error("--self-consistent needs a temperature: greedy candidates are all the same")
-    if args.engine == "url" and not args.student_url:
-        parser.error("--engine url needs --student-url")
 
 
 # ---- benchmarks ----
-
-def plain_name(name: str) -> str:
-    """GSM-Hard, gsm_hard -> gsmhard."""
-    return re.sub(r"[\W_]", "", name.lower())
-
-
-# The paper's names, and what its files are called elsewhere. The metric is F1 or, for all others, the judge.
-F1_BENCHMARKS = ["HotpotQA", "2Wiki", "MuSiQue", "Bamboogle"]
-BENCHMARKS = ["AIME24", "AIME25", "AIME", "MATH500", "OlymMATH", "GSM-Hard", *F1_BENCHMARKS,
-              "GAIA", "HLE", "xBench", "WebWalker"]
-OTHER_NAMES = {"aime2024": "AIME24", "aime2025": "AIME25", "olymm": "OlymMATH", "hqa": "HotpotQA",
-               "2wikimultihopqa": "2Wiki", "musiq": "MuSiQue", "bamb": "Bamboogle",
-               "xbenchdeepsearch": "xBench", "webwalkerqa": "WebWalker"}
-BENCHMARK_NAMES = {plain_name(name): name for name in BENCHMARKS} | OTHER_NAMES
-
-
-def benchmark_of(path: str | Path) -> str:
-    """The paper's name for a file, else its own: aime24/test.jsonl -> AIME24, tasks/hard.jsonl -> hard."""
-    stem = Path(path).stem
-    folder = Path(path).absolute().parent.name
-    for name in (stem, folder):
-        if plain_name(name) in BENCHMARK_NAMES:
-            return BENCHMARK_NAMES[plain_name(name)]
-    if stem == "test":
-        return folder
-    return stem
-
 
 def load_tasks(args: argparse.Namespace) -> list[Record]:
     """The tasks of all files, each with its `group` (benchmark) and `metric`."""
     tasks = []
     for path in args.tasks:
-        group = args.benchmark or benchmark_of(path)
+        group = named_benchmark(args.benchmark) if args.benchmark else benchmark_of(path)
         metric = args.metric
         if metric == "auto":
             metric = "f1" if group in F1_BENCHMARKS else "judge"
-        for task in read_tasks(path)[:args.limit]:
+        of_file = read_tasks(path)[:args.limit]
+        for task in of_file:
+            level = gaia_level(task, path, args.benchmark)
+            if group == "GAIA" and level is not None:
+                task["Level"] = level
             tasks.append(task | {"group": group, "metric": metric})
-    if len({(task["group"], task["id"]) for task in tasks}) < len(tasks):
-        raise InputError(f"two files of one benchmark share an id: {' '.join(args.tasks)}")
+        if rank_and_world()[0] == 0:
+            print(f"{path}: {len(of_file)} tasks, benchmark {group}, metric {metric}", flush=True)
+    return distinct(tasks)
+
+
+def distinct(tasks: list[Record]) -> list[Record]:
+    """The tasks; an id that a benchmark has twice is made longer by a hash of its question.
+
+    Raises InputError if the questions are the same too.
+    """
+    times = Counter((task["group"], task["id"]) for task in tasks)
+    places = set()
+    for task in tasks:
+        if times[task["group"], task["id"]] > 1:
+            task["id"] += "-" + hashlib.sha256(task["question"].encode()).hexdigest()[:8]
+        if (task["group"], task["id"]) in places:
+            raise InputError(f"two of the --tasks files hold the same task of {task['group']}, "
+                             f"id {task['id']}: leave one of them out")
+        places.add((task["group"], task["id"]))
     return tasks
 
 
@@ -182,24 +183,6 @@ def score(trajectory: Record, variant: str = "arpo", teacher: judge.Teacher | No
 
 
 # ---- run ----
-
-# What all predictions of a folder have in common.
-FIXED = ("model", "prompt", "self_consistent", "temperature", "top_p", "top_k", "max_steps", "max_tokens",
-         "metric", "variant")
-
-
-def refuse_other_settings(args: argparse.Namespace) -> None:
-    """InputError if OUT was made with other settings: its predictions and the new ones would be mixed up."""
-    path = args.out / "args.json"
-    if not path.exists():
-        return
-    before = json.loads(path.read_text(encoding="utf-8"))["args"]
-    for name in FIXED:
-        now = getattr(args, name)
-        if before.get(name, now) != now:
-            raise InputError(f"{args.out} was made with {name} {before[name]}, not {now}: "
-                             "delete it or give another --out")
-
 
 def key_of(task: Record) -> tuple[str, str, int]:
     """What tells predictions apart."""
@@ -264,6 +247,7 @@ def run(args: argparse.Namespace, engine: Engine | None = None) -> None:
     `engine` generates in place of the one that --engine names.
     """
     rank, world = rank_and_world()
+    check_start(args)
     tasks = load_tasks(args)
     wanted = []
     for number in range(args.runs):
@@ -275,20 +259,18 @@ def run(args: argparse.Namespace, engine: Engine | None = None) -> None:
 
     # ---- rollout ----
     if rank == 0:
-        args.out.mkdir(parents=True, exist_ok=True)
-        refuse_other_settings(args)
-        save_args(args, args.out / "args.json")
+        check_resume(args, read_predictions(args.out).values(), wanted, key=key_of)
+        save_args(args)
         merge_predictions(args.out)
-    wait_for_ranks(world)
+    wait_for_ranks("merging what is there")
     done = {key for key, prediction in read_predictions(args.out).items() if not has_failed(prediction)}
-    wait_for_ranks(world)                                  # nobody writes before everybody has read
+    wait_for_ranks("reading what is there")                # nobody writes before everybody has read
     todo = [task for task in wanted if key_of(task) not in done]
     if rank == 0:
         print(f"{len(wanted)} rollouts, {len(wanted) - len(todo)} of them already there", flush=True)
-    mine = part_of_rank(todo, rank, world)
-    if mine:
-        play(args, mine, rank, engine)
-    wait_for_ranks(world)
+    if todo:                                               # vLLM's ranks start together, idle ones too
+        play(args, part_of_rank(todo, rank, world), rank, engine)
+    wait_for_ranks("its tasks")
 
     # ---- results ----
     if rank == 0:

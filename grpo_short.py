@@ -43,17 +43,20 @@ from env import Episode, load_chat, make_episodes, rollout
 from judge import Teacher, correct_answer, same_step
 from plumbing.chat_api import BadReply
 from plumbing.checkpoints import load_state, remove_state, save_model, save_state
-from plumbing.cli import Help, InputError, cli, env_flags, sampling_flags, teacher_flags, training_flags
-from plumbing.engines import Engine, sampling_from_args, trainer_engine
+from plumbing.cli import InputError, Parser, cli, env_flags, sampling_flags, teacher_flags, training_flags
+from plumbing.engines import Engine, check_trainer_engine, sampling_from_args, trainer_engine
 from plumbing.models import LogProbs, load_policy
 from plumbing.packing import Rollout, no_rollouts, rollout_batches
-from plumbing.ranks import most_over_ranks, part_of_rank, start_distributed, sum_over_ranks
-from plumbing.records import Record, open_metrics, read_jsonl, read_tasks, save_args
+from plumbing.ranks import check_multiple, most_over_ranks, part_of_rank, start_distributed, sum_over_ranks
+from plumbing.records import Record, open_metrics, read_jsonl
 from plumbing.rl_log import count_rollouts, log_line, show_rollouts, summary
 from plumbing.search import search_from_args
+from plumbing.start import check_start, finished_before, save_args
 from plumbing.sync import sync
+from plumbing.tasks import read_tasks
 from plumbing.trainer import Metrics, make_trainer, optimizer_step, shuffled
 from plumbing.trajectory import Messages, prefix, step_at, step_of
+from plumbing.values import dual, not_negative, part, positive, whole
 from sandbox import set_sandbox
 
 # ---- the mathematics ----
@@ -158,15 +161,14 @@ def grpo_loss(logps: Tensor, old_logps: Tensor, advantages: Tensor, reference_lo
 # ---- flags ----
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    p = argparse.ArgumentParser(description=__doc__, formatter_class=Help)
+    p = Parser(__doc__)
     g = p.add_argument_group("files")
     g.add_argument("--model", required=True, help="Hugging Face folder to start from")
     g.add_argument("--data", required=True, help="rl.jsonl of mps.py")
-    g.add_argument("--out", required=True,
-                   help="folder for the trained checkpoint, metrics.jsonl, rollouts.jsonl and the state")
+    g.add_argument("--out", required=True, help="folder for checkpoint, metrics.jsonl, rollouts.jsonl, state")
     g.add_argument("--eval-tasks",
                    help="JSON lines of held-out tasks; the checkpoint that solves most is kept in OUT/best")
-    g.add_argument("--eval-every", type=int, default=20, help="steps between these evaluations")
+    g.add_argument("--eval-every", type=whole(1), default=20, help="steps between these evaluations")
     g = p.add_argument_group("short horizon, key step")
     g.add_argument("--short-horizon", action=argparse.BooleanOptionalAction, default=True,
                    help="start at the verified prefix; otherwise at the question")
@@ -177,26 +179,25 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     g.add_argument("--key-step-not-answer", action=argparse.BooleanOptionalAction, default=False,
                    help="reward the key step only if it is not itself the final answer (as the release does)")
     g = p.add_argument_group("optimisation")
-    g.add_argument("--epochs", type=float, default=3, help="passes over the starts")
-    g.add_argument("--steps", type=int, help="steps of training, in place of --epochs")
-    g.add_argument("--prompts", type=int, default=128, help="starts per step, over all ranks")
-    g.add_argument("--group", type=int, default=16, help="rollouts per start")
-    g.add_argument("--rollout-batch", type=int, default=128,
+    g.add_argument("--epochs", type=positive, default=3, help="passes over the starts")
+    g.add_argument("--steps", type=whole(1), help="steps of training (default: as many as --epochs needs)")
+    g.add_argument("--prompts", type=whole(1), default=128, help="starts per step, over all ranks")
+    g.add_argument("--group", type=whole(2), default=16, help="rollouts per start")
+    g.add_argument("--rollout-batch", type=whole(1), default=128,
                    help="rollouts generated together by the torch engine, per rank")
-    g.add_argument("--mini-batch", type=int, default=16, help="starts per update, over all ranks")
-    g.add_argument("--lr", type=float, default=7e-7, help="learning rate, constant")
-    g.add_argument("--clip", type=float, default=0.2,
+    g.add_argument("--mini-batch", type=whole(1), default=16, help="starts per update, over all ranks")
+    g.add_argument("--lr", type=not_negative, default=7e-7, help="learning rate, constant")
+    g.add_argument("--clip", type=positive, default=0.2,
                    help="range of the ratio that carries gradient: 1 - clip to 1 + clip")
-    g.add_argument("--dual-clip", type=float, default=3.0,
+    g.add_argument("--dual-clip", type=dual, default=3.0,
                    help="bound on the loss of a token with negative advantage; 0 for none")
-    g.add_argument("--kl", type=float, default=0.0,
-                   help="weight of the KL term to the starting model (k3 estimator)")
-    g.add_argument("--max-logp-gap", type=float, default=0.2,
+    g.add_argument("--kl", type=not_negative, default=0.0, help="weight of the KL term to the starting model")
+    g.add_argument("--max-logp-gap", type=positive, default=0.2,
                    help="stop if engine and trainer differ by more, mean over tokens, in nats")
-    g.add_argument("--vllm-memory", type=float, default=0.5,
+    g.add_argument("--vllm-memory", type=part, default=0.5,
                    help="share of the GPU for vLLM while it generates; while the trainer works it has none")
     training_flags(g, row_tokens=16384, save_every=20)
-    g.add_argument("--show-every", type=int, default=10,
+    g.add_argument("--show-every", type=whole(1), default=10,
                    help="steps between groups put in rollouts.jsonl and, as text, in OUT/rollouts/")
     sampling_flags(p, temperature=1.0, top_p=1.0, top_k=0)
     env_flags(p)
@@ -300,20 +301,19 @@ def evaluate(engine: Engine, tasks: list[Record], search: Any, args: argparse.Na
 
 
 def main(args: argparse.Namespace) -> None:
+    check_trainer_engine(args)
+    check_start(args)
     rank, world, device = start_distributed()
 
     def log(text: str) -> None:
         if rank == 0:
             print(text, flush=True)
 
-    if os.path.exists(os.path.join(args.out, "config.json")):
+    if finished_before(args):
         log(f"{args.out} is finished already")
         return
-    if args.prompts % args.mini_batch:
-        raise InputError(f"--prompts {args.prompts} is not a multiple of --mini-batch {args.mini_batch}")
-    for name, n in ("--prompts", args.prompts), ("--mini-batch", args.mini_batch):
-        if n % world:
-            raise InputError(f"{name} {n} is not a multiple of the {world} ranks")
+    check_multiple("--prompts", args.prompts, f"--mini-batch {args.mini_batch}", args.mini_batch)
+    check_multiple("--mini-batch", args.mini_batch, f"the {world} ranks", world)
     starts = load_starts(args.data, args.short_horizon)
     eval_tasks = read_tasks(args.eval_tasks) if args.eval_tasks else []
     steps = args.steps or math.ceil(args.epochs * len(starts) / args.prompts)
@@ -323,8 +323,6 @@ def main(args: argparse.Namespace) -> None:
     chat = load_chat(args.model)
     policy = load_policy(args.model, args)
     reference = load_policy(args.model, args).eval() if args.kl else None
-    if rank == 0:
-        save_args(args, os.path.join(args.out, "args.json"))
     trainer = make_trainer(policy, args)
     engine = trainer_engine(args, trainer, chat)
     probe = starts[0]["messages"]                          # what a sync is checked with
@@ -334,6 +332,7 @@ def main(args: argparse.Namespace) -> None:
     if done:
         sync(engine, trainer, probe, device)
     metrics = Metrics(args, rank, done)
+    save_args(args)
     if rank == 0:
         shown = open_metrics(args.out, done, "rollouts.jsonl")
     log(f"{len(starts)} starts; {steps} steps of {args.prompts} starts x {args.group} rollouts, "

@@ -23,11 +23,13 @@ from typing import Any
 from plumbing import replies
 from plumbing.answers import check_by_rule, exact_match, f1
 from plumbing.chat_api import BadReply, ChatModel, Usage
-from plumbing.cli import Help, InputError, cli, teacher_flags
+from plumbing.cli import InputError, Parser, cli, teacher_flags
 from plumbing.decontaminate import decontaminate
-from plumbing.records import Record, as_list, read_tasks
+from plumbing.records import Record, as_list
 from plumbing.replies import Verdict, same_step_cheap
+from plumbing.tasks import read_tasks
 from plumbing.trajectory import Messages, Step, render, render_step, step_of
+from plumbing.values import part, whole
 
 # What others use of this script; the last three are the rules of plumbing/answers.py.
 __all__ = ["PROMPT", "Teacher", "correct_answer", "same_step", "check_by_rule", "exact_match", "f1"]
@@ -64,26 +66,31 @@ class Teacher(ChatModel):
 
     def __init__(self, url: str, model: str | None = None, *, plan_temperature: float = 0.5,
                  step_temperature: float = 0.7, judge_temperature: float = 0.3,
-                 correct_temperature: float = 0.9, reasks: int = 1, **connection: Any) -> None:
+                 correct_temperature: float = 0.9, reasks: int = 1, max_tokens: int = 2048,
+                 **connection: Any) -> None:
         super().__init__(url, model, **connection)
         self.temperature = {"plan": plan_temperature, "step": step_temperature, "judge": judge_temperature,
                             "correct": correct_temperature}
         self.reasks = reasks                               # further tries when a reply has a wrong form
+        self.max_tokens = max_tokens                       # of a reply, thinking included
 
     @classmethod
     def from_args(cls, args: argparse.Namespace, **temperatures: float) -> "Teacher":
         """The teacher of `teacher_flags`; TeacherDown if it does not answer."""
-        if args.concurrency < 1:
-            raise InputError(f"--concurrency {args.concurrency}: at least one request has to be in flight")
         teacher = cls(args.teacher_url, args.teacher_model, cache=args.teacher_cache, timeout=args.timeout,
-                      concurrency=args.concurrency, retries=args.retries, reasks=args.reasks, **temperatures)
+                      concurrency=args.concurrency, retries=args.retries, reasks=args.reasks,
+                      max_tokens=args.teacher_max_tokens, **temperatures)
         teacher.check()
+        args.teacher_model = teacher.model                 # for args.json, where no name was given
         return teacher
 
-    def plan(self, question: str, *, sample: int = 0, usage: Usage | None = None) -> str:
-        """The first thought, as plain text without tags."""
+    def plan(self, question: str, *, answers: Answers | None = None, sample: int = 0,
+             usage: Usage | None = None) -> str:
+        """The first thought, as plain text without tags. It may not hold the answers, which the teacher never
+        sees."""
         parts = [("Question", question)]
-        return self.ask("plan", PLAN_SYSTEM, parts, lambda raw, last: replies.parse_plan(raw), sample, usage)
+        return self.ask("plan", PLAN_SYSTEM, parts,
+                        lambda raw, last: replies.parse_plan(raw, question, answers), sample, usage)
 
     def step(self, question: str, messages: Messages, *, sample: int = 0, usage: Usage | None = None) -> str:
         """The next step after `messages`, `<thought>…</thought><code>…</code>`."""
@@ -131,7 +138,8 @@ class Teacher(ChatModel):
         """What `parse` makes of the reply to a prompt; its parts are pairs (heading, text or None).
 
         parse(reply, last) raises ValueError for an unusable reply: the teacher is then asked again and told
-        why. last: whether this is the last try. BadReply if the reply stays unusable.
+        why. last: whether this is the last try. BadReply if the reply stays unusable. Of a reply that was cut
+        off, only a step whose code is complete can be used.
         """
         sections = []
         for heading, text in parts:
@@ -141,18 +149,20 @@ class Teacher(ChatModel):
         messages = prompt
         for attempt in range(self.reasks + 1):
             last = attempt == self.reasks
-            request = {"messages": messages, "temperature": self.temperature[kind], "max_tokens": 2048,
-                       "seed": 100 * sample + attempt}
+            request = {"messages": messages, "temperature": self.temperature[kind],
+                       "max_tokens": self.max_tokens, "seed": 100 * sample + attempt}
             if kind == "judge":
                 request["response_format"] = {"type": "json_object"}
-            raw = self.chat(request, usage)
-            try:
-                return parse(raw, last)
-            except ValueError as problem:
-                fault = str(problem)
+            raw, fault = self.chat(request, usage)
+            if fault is None or (kind in ("step", "correct") and "</code>" in raw):
+                try:
+                    return parse(raw, last)
+                except ValueError as problem:
+                    fault = fault or str(problem)
             if not last:
                 self.count("reasks")
-            messages = [*prompt, {"role": "assistant", "content": raw},
+            said = re.sub(r"(?s)^.*</think>|<think>.*", "", raw).strip() or "(no text)"
+            messages = [*prompt, {"role": "assistant", "content": said},
                         {"role": "user", "content": PROMPT["REASK"].format(fault=fault)}]
         self.count("bad_replies")
         raise BadReply(f"the teacher's reply stayed unusable: {fault}", raw)
@@ -229,20 +239,19 @@ def audit(args: argparse.Namespace) -> None:
 # ---- flags ----
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description="Measure a teacher before a run, or clean a file of tasks.",
-                                     formatter_class=Help)
-    commands = parser.add_subparsers(dest="command", required=True)
-    p = commands.add_parser("audit", formatter_class=Help,
+    parser = Parser("Measure a teacher before a run, or clean a file of tasks.")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="audit | decontaminate")
+    p = commands.add_parser("audit",
                             help="first-error accuracy and F1 of a teacher (ProcessBench)")
     p.add_argument("--data", nargs="+", required=True, help="JSONL: problem, steps, label (first error, -1)")
     teacher_flags(p)
     p.set_defaults(run=audit)
-    p = commands.add_parser("decontaminate", formatter_class=Help, help="drop tasks that a benchmark has too")
+    p = commands.add_parser("decontaminate", help="drop tasks that a benchmark has too")
     p.add_argument("--tasks", required=True, help="JSONL file of training tasks")
     p.add_argument("--against", nargs="+", required=True, help="JSONL files of benchmark tasks")
     p.add_argument("--out", required=True, help="JSONL file for the tasks that stay")
-    p.add_argument("--ngram", type=int, default=8, help="words in a row by which questions are compared")
-    p.add_argument("--overlap", type=float, default=0.5, help="share of them that makes two questions one")
+    p.add_argument("--ngram", type=whole(1), default=8, help="words in a row by which questions are compared")
+    p.add_argument("--overlap", type=part, default=0.5, help="share of them that makes two questions one")
     p.set_defaults(run=decontaminate)
     return parser.parse_args(argv)
 

@@ -37,40 +37,40 @@ from typing import Any
 from env import Episode, load_chat
 from judge import Teacher, correct_answer
 from plumbing.chat_api import BadReply
-from plumbing.cli import Help, InputError, cli, env_flags, sampling_flags, teacher_flags
+from plumbing.cli import Parser, cli, env_flags, sampling_flags, teacher_flags
 from plumbing.engines import Engine, load_engine, sampling_from_args
 from plumbing.ranks import part_of_rank, rank_and_world, wait_for_ranks
-from plumbing.records import Record, merge_parts, read_parts, read_tasks, save_args, write_jsonl
+from plumbing.records import Record, merge_parts, read_parts, write_jsonl
 from plumbing.replies import Verdict
 from plumbing.scheduler import Progress, schedule
 from plumbing.search import search_from_args
+from plumbing.start import check_resume, check_start, save_args
+from plumbing.tasks import read_tasks
 from plumbing.trajectory import prefix, step_at, step_of
+from plumbing.values import chance, share, whole
 from sandbox import Interpreter, set_sandbox
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    p = argparse.ArgumentParser(description=__doc__, formatter_class=Help)
+    p = Parser(__doc__)
     g = p.add_argument_group("files")
     g.add_argument("--tasks", required=True, help="JSON lines with id, question, answer")
     g.add_argument("--out", required=True, help="folder for mps.jsonl, sft.jsonl and rl.jsonl")
     g = p.add_argument_group("mentored problem-solving")
     g.add_argument("--student", required=True, help="Hugging Face folder, or its name at --student-url")
-    g.add_argument("--corrections", type=int, default=5,
-                   help="teacher's corrections per task; a task that needs more is hard")
-    g.add_argument("--verify-first-error", type=int, default=0, metavar="N",
-                   help="test the step that the teacher names by N runs from each of a few prefixes; 0: no")
-    g.add_argument("--teacher-accuracy", type=float, default=0.6,
-                   help="share of first errors that the teacher names right (judge.py audit); for that test")
-    g.add_argument("--batch", type=int, default=128, help="tasks that the student plays at once, per rank")
-    g = p.add_argument_group("shares of the data that are kept")
-    g.add_argument("--sft-share", type=float, default=0.5, help="share of the tasks for SFT; the others: RL")
-    g.add_argument("--sft-easy", type=float, default=0.5, help="of the SFT part's tasks without a correction")
-    g.add_argument("--rl-easy", type=float, default=0.1,
-                   help="of the RL part's tasks without a correction: RL from the question")
-    g.add_argument("--rl-hard", type=float, default=0.5,
-                   help="of all tasks that were not solved: RL from the question")
-    g.add_argument("--pairs", choices=["all", "last"], default="all",
-                   help="corrections per task that become RL prefixes")
+    g.add_argument("--corrections", type=whole(0), default=5,
+                   help="corrections by the teacher per task; a task that needs more is hard")
+    g.add_argument("--verify-first-error", type=whole(0), default=0, metavar="N",
+                   help="test the step that the teacher names with N runs from each of a few prefixes; 0: no")
+    g.add_argument("--teacher-accuracy", type=chance, default=0.6,
+                   help="share of first errors that the teacher names right (judge.py audit), for that test")
+    g.add_argument("--batch", type=whole(1), default=128, help="tasks played at once, per rank")
+    g = p.add_argument_group("tasks that are kept (for RL, easy and hard ones start at the question)")
+    g.add_argument("--sft-share", type=share, default=0.5, help="share for SFT; the others are for RL")
+    g.add_argument("--sft-easy", type=share, default=0.5, help="share of SFT tasks without a correction")
+    g.add_argument("--rl-easy", type=share, default=0.1, help="share of RL tasks without a correction")
+    g.add_argument("--rl-hard", type=share, default=0.5, help="share of unsolved tasks, for RL")
+    g.add_argument("--pairs", choices=["all", "last"], default="all", help="corrections that become prefixes")
     sampling_flags(p)
     env_flags(p)
     teacher_flags(p)
@@ -356,31 +356,31 @@ def played(out: str) -> dict[str, Record]:
 def main(args: argparse.Namespace) -> None:
     from tqdm import tqdm
     rank, world = rank_and_world()
-    if args.batch < 1 or not 0 < args.teacher_accuracy < 1:
-        raise InputError("--batch must be at least 1, and --teacher-accuracy between 0 and 1")
+    check_start(args)
     tasks = read_tasks(args.tasks)
     teacher = Teacher.from_args(args, judge_temperature=0.9)             # as in the release, for this stage
     set_sandbox(args.sandbox, args.preload)
     search = search_from_args(args)
-    os.makedirs(args.out, exist_ok=True)
-    settled = {name for name, record in played(args.out).items() if record["outcome"] != "failed"}
-    todo = part_of_rank([t for t in tasks if t["id"] not in settled], rank, world)
-    wait_for_ranks(world)                                  # nobody writes before all have read
-    if todo:
+    settled = {name: record for name, record in played(args.out).items() if record["outcome"] != "failed"}
+    check_resume(args, settled.values(), tasks, may_change=("batch",))
+    unsettled = [t for t in tasks if t["id"] not in settled]
+    wait_for_ranks("reading what is there")                # nobody writes before all have read
+    save_args(args)
+    todo = part_of_rank(unsettled, rank, world)
+    if unsettled:                                          # vLLM's ranks start together, idle ones too
         engine = load_engine(args.engine, args.student, args.student_url, load_chat)
         with (open(os.path.join(args.out, f"mps.rank{rank}.jsonl"), "a", encoding="utf-8") as file,
               tqdm(total=len(todo), desc="mps", unit="task", disable=rank > 0) as bar):
             progress = Progress(file, bar, OUTCOMES)
             play(todo, engine, teacher, search, args, lambda mentored: progress.done(mentored.record()))
-    wait_for_ranks(world)
+    wait_for_ranks("its tasks")
     if rank == 0:
         by_id = played(args.out)
-        records = [by_id[t["id"]] for t in tasks if t["id"] in by_id]
+        records = [by_id.pop(t["id"]) for t in tasks if t["id"] in by_id]
         sft, rl = split(records, args)
         write_jsonl(os.path.join(args.out, "sft.jsonl"), sft)
         write_jsonl(os.path.join(args.out, "rl.jsonl"), rl)
-        merge_parts(args.out, "mps", records)
-        save_args(args, os.path.join(args.out, "args.json"))
+        merge_parts(args.out, "mps", [*records, *by_id.values()])          # also tasks of earlier calls
         report(records, sft, rl, teacher)
 
 

@@ -21,7 +21,6 @@ A killed run goes on from its last saved state when the same command is given ag
 import argparse
 import itertools
 import math
-import os
 import sys
 import time
 import zlib
@@ -34,32 +33,36 @@ from tqdm import tqdm
 
 from env import Chat, load_chat
 from plumbing.checkpoints import load_state, remove_state, save_model, save_state
-from plumbing.cli import Help, InputError, cli, training_flags
+from plumbing.cli import InputError, Parser, cli, training_flags
 from plumbing.models import load_policy, matmul_rate, model_flops
 from plumbing.packing import NOTHING, Batch, Example, fill_rows, pack_examples, pad_examples
-from plumbing.ranks import start_distributed, sum_over_ranks
-from plumbing.records import Record, read_jsonl, save_args
+from plumbing.ranks import check_multiple, start_distributed, sum_over_ranks
+from plumbing.records import Record, read_jsonl
+from plumbing.start import check_start, finished_before, save_args
 from plumbing.trainer import Metrics, make_trainer, optimizer_step, shuffled
+from plumbing.values import not_negative, positive, share, whole
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    p = argparse.ArgumentParser(description=__doc__, formatter_class=Help)
+    p = Parser(__doc__)
     g = p.add_argument_group("files")
     g.add_argument("--model", required=True, help="Hugging Face folder or hub name to start from")
     g.add_argument("--data", required=True, nargs="+", help="JSON lines with `messages`")
     g.add_argument("--val", nargs="+", help="JSON lines with `messages` whose loss is logged, not trained on")
-    g.add_argument("--val-every", type=int, default=100, help="steps between these losses; also at the end")
-    g.add_argument("--show", type=int, default=0, help="print N examples, trained tokens green, and end")
+    g.add_argument("--val-every", type=whole(1), default=100,
+                   help="steps between two such losses; the last is at the end")
+    g.add_argument("--show", type=whole(0), default=0, metavar="N",
+                   help="print N examples, their trained tokens in green, and end; 0: train")
     g.add_argument("--out", required=True,
                    help="folder for the trained checkpoint, metrics.jsonl and the state to resume from")
     g = p.add_argument_group("optimisation")
-    g.add_argument("--epochs", type=float, default=3, help="passes over the data")
-    g.add_argument("--steps", type=int, help="optimizer steps, in place of --epochs")
-    g.add_argument("--batch", type=int, default=128, help="trajectories per optimizer step, over all ranks")
-    g.add_argument("--lr", type=float, default=7e-6, help="peak learning rate")
-    g.add_argument("--warmup", type=float, default=0.1,
+    g.add_argument("--epochs", type=positive, default=3, help="passes over the data")
+    g.add_argument("--steps", type=whole(1), help="optimizer steps (default: as many as --epochs needs)")
+    g.add_argument("--batch", type=whole(1), default=128, help="trajectories per step, over all ranks")
+    g.add_argument("--lr", type=not_negative, default=7e-6, help="peak learning rate")
+    g.add_argument("--warmup", type=share, default=0.1,
                    help="share of the steps with a rising learning rate; cosine to 0 after")
-    g.add_argument("--max-tokens", type=int, default=4096, help="longest trajectory")
+    g.add_argument("--max-tokens", type=whole(1), default=4096, help="tokens of the longest trajectory")
     g.add_argument("--overlong", choices=["drop", "cut"], default="drop",
                    help="longer ones are counted and dropped, or cut after their last step that fits")
     training_flags(g, row_tokens=4096, save_every=200)
@@ -106,6 +109,7 @@ def load_examples(paths: list[str], chat: Chat, max_tokens: int, overlong: str =
     examples = []
     long = 0
     for path in paths:
+        line = 0
         for line, record in read_jsonl(path):
             if not alternates(record):
                 raise InputError(f"{path}, line {line}: field `messages` must be turns of user and assistant "
@@ -121,6 +125,8 @@ def load_examples(paths: list[str], chat: Chat, max_tokens: int, overlong: str =
                 mask = mask[:end]
             if ids:
                 examples.append((ids, mask))
+        if line == 0:
+            raise InputError(f"{path} is empty: it holds no trajectory")
     if not examples:
         raise InputError(f"{', '.join(paths)}: no trajectory to train on "
                          f"({long} longer than {max_tokens} tokens)")
@@ -202,6 +208,7 @@ def main(args: argparse.Namespace) -> None:
     if args.show:
         show(args)
         return
+    check_start(args)
     rank, world, device = start_distributed()
 
     def log(text: str) -> None:
@@ -209,24 +216,22 @@ def main(args: argparse.Namespace) -> None:
             tqdm.write(text)                                               # above the bar
             sys.stdout.flush()
 
-    if os.path.exists(os.path.join(args.out, "config.json")):
+    if finished_before(args):
         log(f"{args.out} is finished already")
         return
+    check_multiple("--batch", args.batch, f"the {world} ranks", world)
     chat = load_chat(args.model)
-    policy = load_policy(args.model, args)
     examples = load_examples(args.data, chat, args.max_tokens, args.overlong, log)
     val = load_examples(args.val, chat, args.max_tokens, args.overlong, log) if args.val else []
     steps = args.steps or math.ceil(args.epochs * len(examples) / args.batch)
-    if args.batch % world:
-        raise InputError(f"--batch {args.batch} is not a multiple of the {world} ranks")
     log(f"{steps} steps of {args.batch} trajectories = {args.batch // world} per rank = "
         f"{steps * args.batch / len(examples):.2f} epochs")
+    policy = load_policy(args.model, args)
     flops = model_flops(policy.model, args.lora_rank)
     limit = world * matmul_rate(device, torch.bfloat16 if args.dtype == "bf16" else torch.float32)
     trainer = make_trainer(policy, args)
     done = load_state(trainer, args.out).get("step", 0)
-    if rank == 0:
-        save_args(args, os.path.join(args.out, "args.json"))
+    save_args(args)
     metrics = Metrics(args, rank, done)
     bar = tqdm(total=steps, initial=done, unit="step",
                disable=None if rank == 0 else True)          # None: off where there is no terminal

@@ -33,8 +33,9 @@ from plumbing.engines import (
     load_engine,  # noqa: E402
     sampling_from_args,
 )
-from plumbing.records import read_jsonl, read_tasks  # noqa: E402
+from plumbing.records import read_jsonl  # noqa: E402
 from plumbing.search import search_from_args  # noqa: E402
+from plumbing.tasks import read_tasks  # noqa: E402
 
 
 class Server:

@@ -25,6 +25,7 @@ sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), ".."
 import judge
 import world
 from plumbing.replies import parse_code
+from plumbing.values import not_negative, port, share
 
 PLANS = {"math": "I will compute the amount step by step.", "search": "I will look up the links one by one."}
 HEADING = re.compile(r"(?m)^# (Question|Reference answer|Trajectory|Rejected step|Analysis|Suggestion"
@@ -295,17 +296,17 @@ class Server(ThreadingHTTPServer):
 
 def parse_args(argv=None):
     p = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    p.add_argument("--port", type=int, default=8008,
+    p.add_argument("--port", type=port, default=8008,
                    help="port on 127.0.0.1; 0 picks a free one, which is printed")
-    p.add_argument("--leap", type=float, default=0.5,
+    p.add_argument("--leap", type=share, default=0.5,
                    help="probability that a demonstrated step skips one, where it can")
-    p.add_argument("--noise", type=float, default=0.0,
+    p.add_argument("--noise", type=share, default=0.0,
                    help="probability that a verdict names another step than the first wrong one")
-    p.add_argument("--latency", type=float, default=0.0, help="seconds before a completion")
-    p.add_argument("--faults", type=float, default=0.0,
+    p.add_argument("--latency", type=not_negative, default=0.0, help="seconds before a completion")
+    p.add_argument("--faults", type=share, default=0.0,
                    help="probability of each of: HTTP 500, HTTP 429, silence, a cut reply, half a text, "
                         "a step that does not exist")
-    p.add_argument("--hang", type=float, default=2.0, help="seconds of silence")
+    p.add_argument("--hang", type=not_negative, default=2.0, help="seconds of silence")
     return p.parse_args(argv)
 
 

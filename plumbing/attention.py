@@ -5,16 +5,20 @@ parent, to all of the parent (and of the parent's parent …). Trajectories of s
 segments without parents; a group of GRPO is [prefix, r_1 … r_G], the prefix every r's parent.
 
 No T x T square is made. On CUDA in half precision one call of flash-attention does a row (the keys of a
-shared prefix are gathered for each child). Elsewhere SDPA: one call for all segments with prefixes of one
-length and similar lengths of their own.
+shared prefix are gathered for each child): that of the package flash-attn, or PyTorch's own. Elsewhere SDPA:
+one call for all segments with prefixes of one length and similar lengths of their own.
 """
 import functools
+import inspect
 import itertools
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
+
+from plumbing.cli import InputError
 
 
 class Call(NamedTuple):
@@ -126,15 +130,19 @@ def close(length: int, longest: int) -> bool:
 
 def attend(module: torch.nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None,
            segments: Segments | None = None, scaling: float | None = None, dropout: float = 0.0,
-           sliding_window: int | None = None, **kwargs: Any) -> tuple[Tensor, None]:
-    """Transformers' attention interface: query (B, H, T, D), key and value (B, Hkv, T, D) -> (B, T, H, D)."""
+           sliding_window: int | None = None, varlen: Callable[..., Tensor] | None = None,
+           **kwargs: Any) -> tuple[Tensor, None]:
+    """Transformers' attention interface: query (B, H, T, D), key and value (B, Hkv, T, D) -> (B, T, H, D).
+
+    varlen: the flash-attention for packed rows on CUDA in half precision; None: SDPA there too.
+    """
     if segments is not None:
         if dropout or (sliding_window is not None and segments.longest > sliding_window):
             raise ValueError("packed rows know no attention dropout and no sliding window shorter than a "
                              "trajectory; give --no-pack")
         q, k, v = (x[0].transpose(0, 1) for x in (query, key, value))      # (T, H, D)
-        if query.is_cuda and query.dtype != torch.float32:
-            return attend_flash(q, k, v, segments, scaling)[None], None
+        if varlen is not None and query.is_cuda and query.dtype != torch.float32:
+            return attend_flash(q, k, v, segments, scaling, varlen)[None], None
         return attend_sdpa(q, k, v, segments, scaling)[None], None
     if query.shape[2] == 1 and query.shape[1] > key.shape[1]:
         return attend_column(query, key, value, attention_mask, scaling), None
@@ -155,16 +163,14 @@ def attend_column(query: Tensor, key: Tensor, value: Tensor, attention_mask: Ten
     return out.reshape(B, 1, H, D)
 
 
-def attend_flash(q: Tensor, k: Tensor, v: Tensor, segments: Segments, scaling: float | None) -> Tensor:
+def attend_flash(q: Tensor, k: Tensor, v: Tensor, segments: Segments, scaling: float | None,
+                 varlen: Callable[..., Tensor]) -> Tensor:
     """q (T, H, D), k and v (T, Hkv, D) -> (T, H, D), by flash-attention."""
-    from torch.nn.attention.varlen import varlen_attn
     keys, ends_of_queries, ends_of_keys = segments.cumulative
     if keys is not None:
         k = k[keys]
         v = v[keys]
-    return varlen_attn(q, k, v, ends_of_queries, ends_of_keys, max(segments.lengths), segments.longest,
-                       scale=scaling, window_size=(-1, 0),                 # causal, aligned to the last key
-                       enable_gqa=q.shape[1] != k.shape[1])
+    return varlen(q, k, v, ends_of_queries, ends_of_keys, max(segments.lengths), segments.longest, scaling)
 
 
 def attend_sdpa(q: Tensor, k: Tensor, v: Tensor, segments: Segments, scaling: float | None) -> Tensor:
@@ -188,18 +194,65 @@ def take(x: Tensor, index: Tensor) -> Tensor:
     return x.index_select(0, index.flatten()).unflatten(0, index.shape).transpose(1, 2)
 
 
+# ---- flash-attention: the package, or PyTorch's own ----
+
+# Both take q (T, H, D), k and v (S, Hkv, D), where the segments end in q and in k, and the longest of each.
+# Both are causal, aligned to the last key, and let heads share keys.
+
+def package_varlen(q: Tensor, k: Tensor, v: Tensor, ends_of_queries: Tensor, ends_of_keys: Tensor,
+                   longest_query: int, longest_key: int, scaling: float | None) -> Tensor:
+    """The flash-attention of the package flash-attn."""
+    from flash_attn import flash_attn_varlen_func
+    return flash_attn_varlen_func(q, k, v, ends_of_queries, ends_of_keys, longest_query, longest_key,
+                                  softmax_scale=scaling, causal=True)
+
+
+def torch_varlen(q: Tensor, k: Tensor, v: Tensor, ends_of_queries: Tensor, ends_of_keys: Tensor,
+                 longest_query: int, longest_key: int, scaling: float | None) -> Tensor:
+    """The flash-attention that comes with PyTorch."""
+    from torch.nn.attention.varlen import varlen_attn
+    shares = {}
+    if asks_for_shared_heads(varlen_attn):
+        shares["enable_gqa"] = q.shape[1] != k.shape[1]
+    return varlen_attn(q, k, v, ends_of_queries, ends_of_keys, longest_query, longest_key, scale=scaling,
+                       window_size=(-1, 0), **shares)
+
+
+@functools.cache
+def asks_for_shared_heads(varlen_attn: Callable) -> bool:
+    """Whether this PyTorch wants to be told that heads share keys: 2.12 does, 2.11 shares them unasked."""
+    return "enable_gqa" in inspect.signature(varlen_attn).parameters
+
+
+def find_varlen(attention: str) -> Callable[..., Tensor] | None:
+    """What --attention names; None is SDPA. Raises InputError for a package that is not there."""
+    if attention == "sdpa":
+        return None
+    if attention in ("auto", "flash-attn"):
+        try:
+            import flash_attn  # noqa: F401
+            return package_varlen
+        except ImportError as error:
+            if attention == "flash-attn":
+                raise InputError(f"--attention flash-attn: the package cannot be imported ({error}); "
+                                 "--attention torch needs no package") from None
+    return torch_varlen
+
+
 # ---- how a model gets it ----
 
-def use_segments(model: torch.nn.Module) -> None:
+def use_segments(model: torch.nn.Module, attention: str = "auto") -> None:
     """Let the model take packed rows (`segments=` and its position_ids); without them it works as before.
 
-    A name without a mask function would get no padding mask at all, hence SDPA's is registered with it.
+    attention: auto | flash-attn | torch | sdpa, as --attention. A name without a mask function would get no
+    padding mask at all, hence SDPA's is registered with it.
     """
     from transformers import AttentionInterface  # takes seconds: not for --help or a wrong path
     from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
-    AttentionInterface.register("segments", attend)
-    AttentionMaskInterface.register("segments", sdpa_mask)
-    model.set_attn_implementation("segments")
+    name = "segments_" + attention.replace("-", "_")
+    AttentionInterface.register(name, functools.partial(attend, varlen=find_varlen(attention)))
+    AttentionMaskInterface.register(name, sdpa_mask)
+    model.set_attn_implementation(name)
 
 
 def packed_inputs(input_ids: Tensor, segments: Segments) -> dict[str, Any]:

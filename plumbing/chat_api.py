@@ -25,7 +25,9 @@ SESSION = requests.Session()
 SESSION.mount("http://", requests.adapters.HTTPAdapter(pool_maxsize=256))
 SESSION.mount("https://", requests.adapters.HTTPAdapter(pool_maxsize=256))
 
-OPTIONAL = ("response_format", "seed")       # fields of a request that some servers do not know
+OPTIONAL = ("response_format", "seed")       # fields of a request that some servers do not take
+NEW_NAME = "max_completion_tokens"           # what some servers want in place of max_tokens
+EMPTY_REPLIES = 2                            # so often a reply without text or reason is asked for once more
 NOT_ALLOWED = (401, 403, 404)                # a wrong key, address or model: no request will ever be answered
 MAY_PASS = (408, 409, 425, 429)              # worth another try, as every status from 500 on is
 
@@ -67,36 +69,46 @@ def served_models(url: str, headers: dict[str, str]) -> list[str] | None:
 # ---- one completion ----
 
 def chat_completion(url: str, body: Record, *, headers: dict[str, str] | None = None, timeout: float = 600,
-                    retries: int = 12, backoff: float = 0.5, refused: set[str] | None = None) -> Record:
+                    retries: int = 12, backoff: float = 0.5, optional: tuple[str, ...] = OPTIONAL,
+                    refused: set[str] | None = None) -> Record:
     """choices[0] of one completion, with its "usage" and the number of "retries" added.
 
     What may pass is tried again, with exponential back-off, jitter and Retry-After, and is TeacherDown after
-    the last try. A request that the server refuses is BadReply. `refused` collects the optional fields that
-    the server does not know: they are left out from then on.
+    the last try. A request that the server refuses is BadReply. `refused` collects the `optional` fields (and
+    max_tokens, where it has a new name) without which the server took a request: they are left out from then
+    on. The content of the message is always text, "" if the model gave none (`no_text` says why).
     """
     where = endpoint(url) + "/chat/completions"
     refused = set() if refused is None else refused
+    left_out = set(refused)
     fault = ""
+    empty = 0
     wait = 0.0
     for attempt in range(retries + 1):
         time.sleep(wait)
         wait = min(60.0, backoff * 2 ** attempt) * random.uniform(0.5, 1.5)
-        sent = {name: value for name, value in body.items() if name not in refused}
+        sent = {name: value for name, value in body.items() if name not in left_out}
+        if "max_tokens" in left_out and "max_tokens" in body:
+            sent[NEW_NAME] = body["max_tokens"]
         try:
             reply = SESSION.post(where, json=sent, headers=headers, timeout=(10, timeout))
         except requests.RequestException as error:
             fault = f"no usable reply ({type(error).__name__})"
             continue
         if reply.ok:
-            choice = usable_choice(reply)
-            if choice is not None:
+            choice = first_choice(reply)
+            fault = "no usable reply (it is no completion with text)"
+            if choice is None:
+                continue
+            if choice["message"]["content"] or choice.get("finish_reason") or empty == EMPTY_REPLIES:
+                refused |= left_out
                 return choice | {"retries": attempt}
-            fault = "no usable reply (it holds no text of a message)"
+            empty += 1
             continue
         fault = f"HTTP {reply.status_code}: {' '.join(reply.text.split())[:200]}"
-        unknown = unknown_fields(reply, sent)
+        unknown = unknown_fields(reply, sent, optional)
         if unknown:
-            refused.update(unknown)
+            left_out.update(unknown)
         elif reply.status_code in NOT_ALLOWED:
             raise TeacherDown(f"{where} refuses {body['model']!r} ({fault})")
         elif reply.status_code < 500 and reply.status_code not in MAY_PASS:
@@ -105,24 +117,59 @@ def chat_completion(url: str, body: Record, *, headers: dict[str, str] | None = 
     raise TeacherDown(f"{where} gave no completion of {body['model']!r} in {retries + 1} tries: {fault}")
 
 
-def usable_choice(reply: requests.Response) -> Record | None:
-    """The first choice of a completion and its "usage"; None if the reply is not JSON or holds no text."""
+def first_choice(reply: requests.Response) -> Record | None:
+    """The first choice of a completion, its content as text, and its "usage"; None for anything else."""
     try:
         found = reply.json()
-        choice = found["choices"][0]
-        content = choice["message"]["content"]
-    except (requests.JSONDecodeError, LookupError, TypeError):                  # not the form of a completion
+        choices = found["choices"] or [{}]                                      # a filter may leave none
+        message = choices[0].get("message") or {}
+        usage = found.get("usage") or {}
+        return choices[0] | {"message": message | {"content": text_of(message)}, "usage": usage}
+    except (requests.JSONDecodeError, LookupError, TypeError, AttributeError):  # not the form of a completion
         return None
-    if not isinstance(content, str):                                            # null, with some servers
-        return None
-    return choice | {"usage": found.get("usage") or {}}
 
 
-def unknown_fields(reply: requests.Response, sent: Record) -> list[str]:
-    """The optional fields that a server does not accept: its error names them."""
+def text_of(message: Record) -> str:
+    """The text of a message, whose content may be text, null, or a list of parts (also of other kinds)."""
+    content = message.get("content")
+    if not isinstance(content, list):
+        content = [content]
+    texts = []
+    for part in content:
+        if isinstance(part, dict) and part.get("type", "text") in ("text", "output_text"):
+            part = part.get("text")
+        if isinstance(part, str):
+            texts.append(part)
+    return "".join(texts)
+
+
+def no_text(choice: Record, max_tokens: int | None) -> str | None:
+    """Why a choice is no complete text; None if it is one."""
+    message = choice["message"]
+    ended = choice.get("finish_reason")
+    if ended == "length":
+        return f"it was cut off after {max_tokens} tokens: make it shorter (or raise --teacher-max-tokens)"
+    if ended == "content_filter":
+        return "the server's filter cut it off"
+    if message["content"].strip():
+        return None
+    if message.get("refusal"):
+        return f"it is a refusal: {str(message['refusal'])[:200]}"
+    if message.get("tool_calls") or message.get("function_call"):
+        return "it calls a tool, and holds no text"
+    if message.get("reasoning_content") or message.get("reasoning"):
+        return "it holds only thinking, and no text"
+    return "it holds no text"
+
+
+def unknown_fields(reply: requests.Response, sent: Record, optional: tuple[str, ...]) -> list[str]:
+    """The fields of a request that a server does not accept, by its error, which names them."""
     if reply.status_code not in (400, 422):
         return []
-    return [name for name in OPTIONAL if name in sent and name in reply.text]
+    named = [name for name in optional if name in sent and name in reply.text]
+    if "max_tokens" in sent and NEW_NAME in reply.text:
+        named.append("max_tokens")
+    return named
 
 
 def retry_after(reply: requests.Response) -> float:
@@ -178,7 +225,8 @@ class ChatModel:
         key = os.environ.get("TEACHER_API_KEY") or os.environ.get("OPENAI_API_KEY")
         self.headers = {"Authorization": f"Bearer {key}"} if key else {}
         self.http = {"headers": self.headers, "timeout": timeout, "retries": retries, "backoff": backoff,
-                     "refused": set()}                       # filled with what the server does not know
+                     "optional": (*OPTIONAL, "temperature"),  # some models have only one temperature
+                     "refused": set()}                       # filled with what the server does not take
         self.slots = threading.Semaphore(concurrency)        # requests in flight
         self.cache = ReplyCache(cache)
         self.counts = Counter()                              # calls, tokens, retries … of this process
@@ -195,8 +243,8 @@ class ChatModel:
             raise TeacherDown(f"{endpoint(self.url)}/models does not list the model "
                               f"{self.model or '(unnamed)'}, but {names[:5]}")
 
-    def chat(self, request: Record, usage: Usage | None = None) -> str:
-        """The text of the reply to messages and sampling parameters, without the model's thinking.
+    def chat(self, request: Record, usage: Usage | None = None) -> tuple[str, str | None]:
+        """The text of the reply to messages and sampling parameters; why it is not complete, or None.
 
         Calls and tokens are added to `usage`, also for a cached reply: records must not depend on restarts.
         """
@@ -212,7 +260,7 @@ class ChatModel:
         if usage is not None:
             for name, n in {"calls": 1, **spent}.items():
                 usage[name] = usage.get(name, 0) + n
-        return re.sub(r"(?s)^.*</think>", "", reply["message"]["content"]).strip()
+        return reply["message"]["content"].strip(), no_text(reply, request.get("max_tokens"))
 
     def send(self, body: Record) -> Record:
         """One request over the network, as soon as a slot is free."""
@@ -226,4 +274,8 @@ class ChatModel:
 
     def summary(self) -> str:
         """What was asked of the teacher, in one line."""
-        return "teacher: " + ", ".join(f"{n} {name.replace('_', ' ')}" for name, n in self.counts.items())
+        text = "teacher: " + ", ".join(f"{n} {name.replace('_', ' ')}" for name, n in self.counts.items())
+        left_out = self.http["refused"] - {"max_tokens"}
+        if left_out:
+            text += f"; asked without {', '.join(sorted(left_out))}, which the server does not take"
+        return text

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from plumbing.cli import InputError
+from plumbing.ranks import wait_for_ranks
 
 
 @contextlib.contextmanager
@@ -28,7 +29,7 @@ def save_state(trainer: Any, out: str, step: int, **extra: Any) -> None:
     name = f"step-{step}"
     with saving(os.path.join(folder, name)):
         trainer.save_checkpoint(folder, tag=name, client_state={"step": step, **extra}, save_latest=False)
-        torch.distributed.barrier()
+        wait_for_ranks("writing the state")
         if torch.distributed.get_rank() == 0:
             part = os.path.join(folder, "latest.part")
             with open(part, "w") as file:
@@ -44,7 +45,12 @@ def load_state(trainer: Any, out: str) -> dict[str, Any]:
     folder = os.path.join(out, "state")
     if not os.path.exists(os.path.join(folder, "latest")):
         return {}
-    _, client_state = trainer.load_checkpoint(folder)
+    from deepspeed.runtime.zero.utils import ZeRORuntimeException
+    try:
+        _, client_state = trainer.load_checkpoint(folder)
+    except ZeRORuntimeException:
+        raise InputError(f"{folder} was saved by another number of ranks, and only --zero 0 can go on from "
+                         "that: start as many as before, or delete it") from None
     return client_state
 
 
@@ -98,7 +104,7 @@ def save_model(trainer: Any, tokenizer: Any, out: str) -> None:
             model.save_pretrained(part, state_dict=weights)
             tokenizer.save_pretrained(part)
             move_into_place(part, out)
-    torch.distributed.barrier()
+    wait_for_ranks("writing the model")
 
 
 def move_into_place(part: str, out: str) -> None:

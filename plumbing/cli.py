@@ -1,21 +1,50 @@
 """The command line of all scripts: errors that end in one sentence, --help, and shared flags."""
 import argparse
+import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
+
+from plumbing.values import not_negative, part, positive, seconds, seed, whole
 
 
 class InputError(Exception):
     """Something the user gave is wrong; the message is one sentence that names what and where."""
 
 
-class Help(argparse.RawDescriptionHelpFormatter, argparse.ArgumentDefaultsHelpFormatter):
-    """--help of every script: the docstring as it is, and the default of every flag that has one."""
+class Help(argparse.RawDescriptionHelpFormatter):
+    """--help of every script: the docstring as it is, and the default of every flag that may be left out."""
 
-    def _get_help_string(self, action: argparse.Action) -> str | None:
-        if action.default in (None, False):
-            return action.help
-        return super()._get_help_string(action)
+    def _get_help_string(self, action: argparse.Action) -> str:
+        text = (action.help or "").removesuffix(" (default: %(default)s)")     # which on/off flags add
+        if action.required or not action.option_strings or action.default is argparse.SUPPRESS:
+            return text
+        if "(default: " in text:                                           # it says in words what happens
+            return text
+        if action.default is None:
+            return text + " (default: none)"
+        if isinstance(action.default, bool):
+            return text + (" (default: on)" if action.default else " (default: off)")
+        return text + " (default: %(default)s)"
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse with that --help, whose complaints are one line like those of `cli`."""
+
+    def __init__(self, description: str | None = None, **more: Any) -> None:
+        super().__init__(description=description, **{"formatter_class": Help, **more})
+
+    def parse_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> Any:
+        given = sys.argv[1:] if args is None else list(args)
+        for before, text in zip(["the name of the script", *given], given):
+            if not text.strip():                           # mostly a shell variable that is not set
+                self.error(f"what follows {before} is empty")
+        return super().parse_args(given, namespace)
+
+    def error(self, message: str) -> None:
+        """argument --lr: nan is not … -> error: --lr nan is not …"""
+        message = re.sub(r"^argument (\S+): (\S+ is not )", r"\1 \2", message).removeprefix("argument ")
+        self.exit(2, f"error: {message} ({self.prog} --help lists all flags)\n")
 
 
 def cli(main: Callable[[argparse.Namespace], None], args: argparse.Namespace) -> None:
@@ -23,9 +52,12 @@ def cli(main: Callable[[argparse.Namespace], None], args: argparse.Namespace) ->
     try:
         main(args)
     except (InputError, OSError) as error:
-        if isinstance(error, OSError) and not error.filename:              # not a file that the user named
-            raise
-        print(f"error: {error}", file=sys.stderr)
+        said = str(error)
+        if isinstance(error, OSError):
+            if not error.filename:                         # not a file that the user named
+                raise
+            said = f"{error.strerror}: {error.filename!r}"
+        print(f"error: {said}", file=sys.stderr)
         sys.exit(2)
 
 
@@ -34,13 +66,17 @@ def cli(main: Callable[[argparse.Namespace], None], args: argparse.Namespace) ->
 def teacher_flags(parser: argparse.ArgumentParser, required: bool = True) -> None:
     """The flags of every script that asks the teacher."""
     g = parser.add_argument_group("teacher")
-    g.add_argument("--teacher-url", required=required, help="chat endpoint, as http://localhost:8000")
-    g.add_argument("--teacher-model", help="its name there (default: the first that is listed)")
-    g.add_argument("--concurrency", type=int, default=64, help="requests in flight at once")
-    g.add_argument("--timeout", type=float, default=600, help="seconds to wait for one reply")
-    g.add_argument("--retries", type=int, default=12, help="further tries when network or server fails")
-    g.add_argument("--reasks", type=int, default=1, help="further tries when a reply has a wrong form")
-    g.add_argument("--teacher-cache", help="SQLite file of replies; a restart then pays nothing twice")
+    g.add_argument("--teacher-url", required=required,
+                   help="OpenAI-compatible chat endpoint, such as http://localhost:8000")
+    g.add_argument("--teacher-model", help="the teacher's name there (default: the first that is listed)")
+    g.add_argument("--concurrency", type=whole(1), default=64, help="requests in flight at once")
+    g.add_argument("--timeout", type=seconds, default=600, help="seconds to wait for one reply")
+    g.add_argument("--retries", type=whole(0), default=12,
+                   help="further tries when the network or the server fails")
+    g.add_argument("--reasks", type=whole(0), default=1, help="further tries when a reply has the wrong form")
+    g.add_argument("--teacher-max-tokens", type=whole(1), default=2048,
+                   help="tokens of one reply; a model that thinks needs more")
+    g.add_argument("--teacher-cache", help="SQLite file that keeps the replies: none is paid for twice")
 
 
 def env_flags(parser: argparse.ArgumentParser) -> None:
@@ -53,46 +89,54 @@ def env_flags(parser: argparse.ArgumentParser) -> None:
                    help="auto names missing layers of isolation, strict refuses to run without them, "
                         "off runs code unsealed")
     g.add_argument("--preload", action=argparse.BooleanOptionalAction, default=True,
-                   help="have numpy and sympy loaded in every interpreter; without, starting one takes half")
+                   help="load numpy and sympy in every interpreter; without them it starts in half the time")
 
 
 def sampling_flags(parser: argparse.ArgumentParser, temperature: float = 0.6, top_p: float = 0.95,
                        top_k: int = 20) -> None:
     """The flags of every script in which the student acts."""
     g = parser.add_argument_group("rollouts")
-    g.add_argument("--engine", choices=["torch", "vllm", "url"], default="torch", help="what generates")
+    g.add_argument("--engine", choices=["torch", "vllm", "url"], default="torch",
+                   help="what generates the student's turns: Transformers, vLLM, or an endpoint")
     g.add_argument("--student-url", help="OpenAI-compatible endpoint of the student, for --engine url")
-    g.add_argument("--max-steps", type=int, default=8, help="thought–code steps after start or prefix")
-    g.add_argument("--max-tokens", type=int, default=4096,
+    g.add_argument("--max-steps", type=whole(1), default=8,
+                   help="thought–code steps after the start or the prefix")
+    g.add_argument("--max-tokens", type=whole(1), default=4096,
                    help="new tokens after the start or the prefix, observations included")
-    g.add_argument("--temperature", type=float, default=temperature, help="of sampling; 0 is greedy")
-    g.add_argument("--top-p", type=float, default=top_p, help="probability mass that is sampled from")
-    g.add_argument("--top-k", type=int, default=top_k, help="tokens that are sampled from; 0 for all")
-    g.add_argument("--sampling-seed", type=int, default=0, help="of the sampled tokens")
+    g.add_argument("--temperature", type=not_negative, default=temperature,
+                   help="temperature of sampling; 0 is greedy")
+    g.add_argument("--top-p", type=part, default=top_p, help="probability mass that is sampled from")
+    g.add_argument("--top-k", type=whole(0), default=top_k, help="tokens that are sampled from; 0: all")
+    g.add_argument("--sampling-seed", type=seed, default=0, help="seed of the sampled tokens")
 
 
 def training_flags(group: Any, row_tokens: int, save_every: int) -> None:
     """The flags that sft.py and grpo_short.py share."""
     import torch
     dtype = "bf16" if torch.cuda.is_available() else "fp32"
-    group.add_argument("--weight-decay", type=float, default=0.1, help="AdamW's weight decay")
-    group.add_argument("--clip-grad", type=float, default=1.0, help="largest norm of the gradient")
+    group.add_argument("--weight-decay", type=not_negative, default=0.1, help="AdamW's weight decay")
+    group.add_argument("--clip-grad", type=positive, default=1.0,
+                       help="largest norm of the gradient; a longer one is scaled down")
     group.add_argument("--pack", action=argparse.BooleanOptionalAction, default=True,
-                       help="rows without padding (in RL with a shared prefix once); otherwise padded rows")
-    group.add_argument("--row-tokens", type=int, default=row_tokens,
+                       help="rows without padding (in RL, a shared prefix only once); otherwise padded rows")
+    group.add_argument("--row-tokens", type=whole(1), default=row_tokens,
                        help="tokens per forward pass and rank, for --pack; changes memory, not results")
-    group.add_argument("--micro-batch", type=int, default=8,
+    group.add_argument("--micro-batch", type=whole(1), default=8,
                        help="padded rows per forward pass and rank (--no-pack); changes memory, not results")
     group.add_argument("--dtype", choices=["bf16", "fp32"], default=dtype,
-                       help="of the forward pass; weights and optimizer are fp32")
+                       help="numbers of the forward pass; weights and optimizer are fp32")
+    group.add_argument("--attention", choices=["auto", "flash-attn", "torch", "sdpa"], default="auto",
+                       help="of packed bf16 rows on GPUs: the package flash-attn (auto: where it is "
+                            "installed), PyTorch's own flash-attention, or SDPA; elsewhere it is SDPA")
     group.add_argument("--zero", type=int, choices=[0, 1, 2, 3], default=0,
-                       help="DeepSpeed stage: shard nothing, optimizer, gradients, weights")
+                       help="DeepSpeed's stage: 0 shards nothing, 1 the optimizer, 2 also the gradients, "
+                            "3 also the weights")
     group.add_argument("--offload", action=argparse.BooleanOptionalAction, default=False,
-                       help="keep optimizer state in host memory and step there (--zero 1 to 3)")
-    group.add_argument("--lora-rank", type=int, default=0,
+                       help="keep the optimizer in host memory and step there (needs --zero 1 to 3)")
+    group.add_argument("--lora-rank", type=whole(0), default=0,
                        help="train low-rank additions to all linear layers, merged on saving; 0: all weights")
     group.add_argument("--checkpointing", action=argparse.BooleanOptionalAction, default=False,
                        help="recompute activations in the backward pass: less memory, a third more time")
-    group.add_argument("--seed", type=int, default=0, help="order of the data, start of the LoRA weights")
-    group.add_argument("--save-every", type=int, default=save_every, help="steps between saved states")
-    group.add_argument("--wandb", metavar="PROJECT", help="also log to this project of Weights & Biases")
+    group.add_argument("--seed", type=seed, default=0, help="seed of the order of the data and of LoRA")
+    group.add_argument("--save-every", type=whole(1), default=save_every, help="steps between saved states")
+    group.add_argument("--wandb", metavar="PROJECT", help="log to this project of Weights & Biases too")

@@ -2,7 +2,8 @@
 import argparse
 import re
 
-from plumbing.records import append_jsonl, read_jsonl, read_tasks
+from plumbing.records import Record, append_jsonl
+from plumbing.tasks import question_of, read_records
 
 
 def word_ngrams(text: str, n: int) -> tuple[str, set[tuple[str, ...]]]:
@@ -13,18 +14,19 @@ def word_ngrams(text: str, n: int) -> tuple[str, set[tuple[str, ...]]]:
 
 def decontaminate(args: argparse.Namespace) -> None:
     """Drop tasks whose question is a benchmark's, word for word or nearly, and repeated ones; count both."""
-    def questions(path: str) -> list[tuple[str, set]]:
-        return [word_ngrams(task["question"], args.ngram) for task in read_tasks(path, required=())]
+    def questions(path: str, records: list[tuple[str, Record]]) -> list[tuple[str, set]]:
+        texts = [question_of(path, place, record) for place, record in records]
+        return [word_ngrams(text, args.ngram) for text in texts]
 
     def close(grams: set, others: set) -> bool:
         enough = args.overlap * min(len(grams), len(others))
         return enough > 0 and len(grams & others) >= enough
 
-    tasks = questions(args.tasks)
-    records = [record for _, record in read_jsonl(args.tasks)]
+    records = read_records(args.tasks)
+    tasks = questions(args.tasks, records)
     drop: set[str] = set()
     for path in args.against:
-        benchmark = dict(questions(path))
+        benchmark = dict(questions(path, read_records(path)))
         benchmark_grams = set().union(*benchmark.values())
         exact = [text for text, _ in tasks if text in benchmark]
         near = []
@@ -40,7 +42,7 @@ def decontaminate(args: argparse.Namespace) -> None:
 
     kept: set[str] = set()
     with open(args.out, "w", encoding="utf-8") as file:
-        for (text, _), record in zip(tasks, records):
+        for (text, _), (_, record) in zip(tasks, records):
             if text not in drop and text not in kept:
                 append_jsonl(file, record)
                 kept.add(text)

@@ -77,13 +77,17 @@ def load_engine(kind: str, path: str, url: str | None, load_chat: Callable[[str]
         return TorchEngine(model, chat)
 
 
-def trainer_engine(args: argparse.Namespace, trainer: Any, chat: Chat) -> Engine:
-    """The engine that generates for `trainer`, DeepSpeed's engine around the policy (grpo_short.py)."""
+def check_trainer_engine(args: argparse.Namespace) -> None:
+    """InputError for an engine that does not give what grpo_short.py trains on: token ids and log-probs."""
     if args.engine == "url":
         raise InputError("--engine url has no token ids and log-probs: it is for mps.py and eval.py")
+    if args.engine == "vllm" and (args.top_p < 1 or args.top_k):
+        raise InputError("--engine vllm gives log-probs after --top-p and --top-k: train with 1 and 0")
+
+
+def trainer_engine(args: argparse.Namespace, trainer: Any, chat: Chat) -> Engine:
+    """The engine that generates for `trainer`, DeepSpeed's engine around the policy (grpo_short.py)."""
     if args.engine == "vllm":
-        if args.top_p < 1 or args.top_k:
-            raise InputError("--engine vllm gives log-probs after --top-p and --top-k: train with 1 and 0")
         dtype = {"bf16": "bfloat16", "fp32": "float32"}[args.dtype]
         return VLLMEngine(args.model, chat, args.vllm_memory, args.seed, dtype, shared_gpu=True)
     if args.zero < 3:
@@ -444,6 +448,7 @@ class URLEngine:
         self.model = model
         self.concurrency = concurrency                     # requests in flight at once
         self.timeout = timeout                             # seconds for one reply
+        self.refused: set[str] = set()                     # fields of a request that it does not take
 
     def play(self, episodes: list[Episode], temperature: float = 1.0, top_p: float = 1.0, top_k: int = 0,
              seed: int = 0, progress: tqdm | None = None) -> None:
@@ -456,7 +461,7 @@ class URLEngine:
             while goes_on:
                 ask = {"messages": episode.messages, "max_tokens": episode.max_tokens,
                        "seed": episode.sampling_seed(seed)}
-                choice = chat_completion(self.url, body | ask, timeout=self.timeout)
+                choice = chat_completion(self.url, body | ask, timeout=self.timeout, refused=self.refused)
                 complete = choice.get("finish_reason") != "length"
                 goes_on = episode.turn(choice["message"]["content"], complete) is not None
             if progress is not None:

@@ -14,13 +14,31 @@ from plumbing.cli import InputError
 from plumbing.packing import Example, pack_examples, pad_examples
 
 
+def fault_of_folder(path: str) -> str | None:
+    """What is wrong with a path that should be a checkpoint; None for the folder of one and for hub names."""
+    if os.path.isfile(path):
+        return "it is a file, not the folder of a checkpoint"
+    if os.path.isdir(path):
+        if not os.path.exists(os.path.join(path, "config.json")):
+            return "it is a folder without config.json, so it holds no checkpoint"
+    elif path.count("/") > 1 or path[0] in "./~":
+        return "there is no such folder"
+    return None
+
+
 @contextlib.contextmanager
 def named_on_error(path: str) -> Iterator[None]:
     """Turn what Transformers says of a folder that holds no chat model into one line that names it."""
+    fault = fault_of_folder(path)
+    if fault:
+        raise InputError(f"cannot use the model {path!r}: {fault}")
     try:
         yield
     except (OSError, ValueError) as error:
-        raise InputError(f"cannot use the model {path!r}: {' '.join(str(error).split())[:300]}") from None
+        said = " ".join(str(error).split())[:300]
+        if not os.path.isdir(path):
+            said = f"there is no such folder, and as a name on the hub: {said}"
+        raise InputError(f"cannot use the model {path!r}: {said}") from None
 
 
 def load_model(path: str, dtype: torch.dtype | str) -> torch.nn.Module:
@@ -42,7 +60,7 @@ def load_policy(path: str, args: argparse.Namespace) -> "LogProbs":
     model = load_model(path, torch.float32)
     ids = torch.arange(3, 11, device=model.device)                         # (8,)
     try:
-        policy = LogProbs(model)
+        policy = LogProbs(model, args.attention)
         if args.pack:
             batch = pack_examples([(ids.tolist(), [1] * 8)] * 2, model.device)
         else:
@@ -75,10 +93,11 @@ def add_lora(model: torch.nn.Module, rank: int, seed: int) -> None:
 class LogProbs(torch.nn.Module):
     """A Transformers causal language model around which sft.py and grpo_short.py put their losses."""
 
-    def __init__(self, model: torch.nn.Module) -> None:
+    def __init__(self, model: torch.nn.Module, attention: str = "auto") -> None:
+        """attention: auto | flash-attn | torch | sdpa, as --attention."""
         super().__init__()
         self.model = model
-        use_segments(model)
+        use_segments(model, attention)
         head = model.get_output_embeddings()
         if type(head) is not torch.nn.Linear or head.bias is not None:
             raise ValueError(f"{type(model).__name__}: the output head is not a plain matrix")

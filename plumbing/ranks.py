@@ -1,14 +1,27 @@
 """The processes that torchrun starts: who they are, what they wait for, what they add up."""
+import contextlib
 import functools
 import logging
 import os
 import random
+import sys
+import threading
+import time
 from collections import Counter
+from collections.abc import Iterator
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
+from plumbing.cli import InputError
+
 if TYPE_CHECKING:
     import torch  # takes seconds: not for --help
+
+
+def check_multiple(flag: str, number: int, what: str, of: int) -> None:
+    """Batch arithmetic: InputError where a remainder would be dropped without a word."""
+    if number % of:
+        raise InputError(f"{flag} {number} is not a multiple of {what}")
 
 
 # ---- trainers: sft.py and grpo_short.py ----
@@ -77,23 +90,63 @@ def rank_and_world() -> tuple[int, int]:
     return int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
 
 
-@functools.cache
-def all_ranks() -> Any:
-    """The process group of torchrun's ranks. They find one another within minutes or give up, and wait for
-    one another for days."""
-    import torch
-    torch.distributed.init_process_group("gloo", timeout=timedelta(minutes=5))
-    return torch.distributed.new_group(timeout=timedelta(days=7))
-
-
-def wait_for_ranks(world: int) -> None:
-    """Return when every rank has come here."""
-    if world > 1:
-        import torch
-        torch.distributed.barrier(all_ranks())
-
-
 def part_of_rank(tasks: list, rank: int, world: int) -> list:
     """This rank's random part of the tasks: where kinds alternate in a file, one rank would get all the long
     ones."""
     return random.Random(0).sample(tasks, len(tasks))[rank::world]
+
+
+# ---- both: waiting for one another ----
+
+PATIENCE = timedelta(days=7)                               # for the slowest rank
+EVERY = 60.0                                               # seconds between two lines about a wait
+
+
+@functools.cache
+def patient_ranks() -> Any:
+    """A process group of torchrun's ranks whose collectives wait for days.
+
+    Those of trainers (NCCL's, DeepSpeed's) give up after ten minutes, which finds real hangs, but which a
+    rank with long rollouts or one slow reply may well take. So where ranks may come late, they meet here
+    first. Players find one another within minutes or give up.
+    """
+    import torch
+    if not torch.distributed.is_initialized():
+        torch.distributed.init_process_group("gloo", timeout=timedelta(minutes=5))
+    return torch.distributed.new_group(backend="gloo", timeout=PATIENCE)
+
+
+def wait_for_ranks(what: str) -> None:
+    """Return when every rank has come here. Once a minute rank 0 says whom it waits for, to do `what`."""
+    rank, world = rank_and_world()
+    if world == 1:
+        return
+    import torch
+    group = patient_ranks()
+    here = torch.ones(1)
+    if rank > 0:
+        torch.distributed.send(here, dst=0, group=group)
+    else:
+        for late in range(1, world):
+            with reported(f"rank 0 waits for rank {late}: {what}"):
+                torch.distributed.recv(here, src=late, group=group)
+    torch.distributed.barrier(group)
+
+
+@contextlib.contextmanager
+def reported(what: str) -> Iterator[None]:
+    """Print what is waited for, and for how long already, once a minute."""
+    ended = threading.Event()
+
+    def report() -> None:
+        start = time.monotonic()
+        while not ended.wait(EVERY):
+            print(f"{what}, {time.monotonic() - start:.0f} s so far", file=sys.stderr, flush=True)
+
+    reporter = threading.Thread(target=report, daemon=True)
+    reporter.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        reporter.join()

@@ -1,22 +1,14 @@
-"""JSON lines, in which the stages meet: tasks and records, resuming, arguments of a run, files of ranks."""
-import argparse
-import hashlib
+"""JSON lines, in which the stages meet: records, torn files mended, files of ranks."""
 import json
+import math
 import os
-import re
-import subprocess
 from collections.abc import Callable, Hashable, Iterable, Iterator
-from importlib.metadata import distributions
 from pathlib import Path
 from typing import Any, TextIO
 
 from plumbing.cli import InputError
 
 Record = dict[str, Any]
-
-# Field names of the public sets, the first one ours.
-FIELDS = {"question": ("question", "problem", "Question"),
-          "answer": ("answer", "true_answer", "answers", "golden_answers", "final_answer", "Final answer")}
 
 
 def as_list(answers: Any) -> list[str]:
@@ -30,69 +22,57 @@ def as_list(answers: Any) -> list[str]:
 
 def read_jsonl(path: str | Path) -> Iterator[tuple[int, Record]]:
     """Yield (line number, object) of every line that holds one; InputError names the file and the line."""
-    n = 0
     try:
         with open(path, encoding="utf-8-sig") as file:
-            for n, line in enumerate(file, 1):
-                record = json.loads(line) if line.strip() else {}
-                if not isinstance(record, dict):
-                    raise InputError(f"{path}, line {n}: not a JSON object")
-                if record:
-                    yield n, record
-    except json.JSONDecodeError as error:
-        raise InputError(f"{path}, line {n}: not valid JSON ({error.msg}, column {error.colno})") from None
+            yield from objects_of(path, file)
     except UnicodeDecodeError as error:
         raise InputError(f"cannot read {path}: {error}") from None
     except OSError as error:
         raise InputError(f"cannot read {path}: {error.strerror or error}") from None
 
 
-def read_tasks(path: str | Path, required: tuple[str, ...] = ("answer",)) -> list[Record]:
-    """The tasks of a file as {"id", "question", "answer", …}, whichever public set's field names it has."""
-    tasks: list[Record] = []
-    lines: dict[str, int] = {}                             # id -> the line that has it
-    for n, record in read_jsonl(path):
-        rename_fields(record)
-        for field in ("question", *required):
-            if record.get(field) is None:
-                names = ", ".join(FIELDS.get(field, (field,)))
-                raise InputError(f'{path}, line {n}: the field "{field}" is missing (looked for {names})')
-        question = str(record["question"])
-        given = record.pop("id", None)
-        record.pop("messages", None)                       # a trajectory as a task starts at its question
-        if given is None:
-            name = hashlib.sha256(question.encode()).hexdigest()[:16]
-            if name in lines:                              # the same question twice
-                name += f"-{n}"
-        else:
-            name = str(given)
-            if name in lines:
-                raise InputError(f'{path}, line {n}: the id "{name}" was used before, in line {lines[name]}')
-        lines[name] = n
-        tasks.append({"id": name, **record, "question": question, "answer": final_answer(record["answer"])})
-    return tasks
-
-
-def rename_fields(record: Record) -> None:
-    """Put question and answer under our names; None where a record has neither name."""
-    for field, names in FIELDS.items():
-        given = [name for name in names if record.get(name) not in (None, "", [])]
-        record[field] = record.pop(given[0]) if given else None
-
-
-def final_answer(answer: Any) -> str | list[str] | None:
-    """An answer as text, or a list of texts; of GSM8K's solutions what stands after ####."""
-    if answer is None:
-        return None
-    texts = [re.sub(r"(?s)^.*####", "", text).strip() for text in as_list(answer)]
-    return texts if isinstance(answer, list) else texts[0]
+def objects_of(path: str | Path, lines: Iterable[str]) -> Iterator[tuple[int, Record]]:
+    """Yield (line number, object) of the lines of a file; InputError names the file and the line."""
+    for n, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        try:
+            record = json.loads(line)
+        except json.JSONDecodeError as error:
+            fault = f"not valid JSON ({error.msg}, column {error.colno})"
+            if n == 1 and line.startswith("["):
+                fault = "the start of a JSON list: write one object a line first, with jq -c '.[]' FILE"
+            raise InputError(f"{path}, line {n}: {fault}") from None
+        if not isinstance(record, dict):
+            raise InputError(f"{path}, line {n}: not a JSON object")
+        if record:
+            yield n, record
 
 
 # ---- writing ----
 
+def to_json(value: Any, **how: Any) -> str:
+    """The value as JSON, which has no word for numbers that are none or infinite: they become null."""
+    try:
+        return json.dumps(value, allow_nan=False, **how)
+    except ValueError:
+        return json.dumps(without_nan(value), **how)
+
+
+def without_nan(value: Any) -> Any:
+    """The same value, with None in place of every number that is not finite."""
+    if isinstance(value, dict):
+        return {name: without_nan(part) for name, part in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [without_nan(part) for part in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value
+
+
 def append_jsonl(file: TextIO, record: Record) -> None:
     """Write one whole line and flush: a killed run loses at most the line being written."""
-    line = json.dumps(record, ensure_ascii=False) + "\n"
+    line = to_json(record, ensure_ascii=False) + "\n"
     file.write(line.encode("utf-8", "replace").decode())           # a program may print lone surrogates
     file.flush()
 
@@ -127,17 +107,6 @@ def open_metrics(out: str, done: int, name: str = "metrics.jsonl") -> TextIO:
     os.makedirs(out, exist_ok=True)
     write_jsonl(path, [row for row in resume_jsonl(path) if row["step"] <= done])
     return open(path, "a", encoding="utf-8")
-
-
-def save_args(args: argparse.Namespace, path: str | Path) -> None:
-    """Write the arguments, the git commit and the versions that a run was made with."""
-    here = os.path.dirname(os.path.abspath(__file__))
-    git = subprocess.run(["git", "-C", here, "rev-parse", "HEAD"], capture_output=True, text=True)
-    versions = {package.name: package.version for package in distributions()}
-    os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)
-    with open(path, "w", encoding="utf-8") as file:
-        json.dump({"args": vars(args), "commit": git.stdout.strip(), "versions": versions}, file, indent=1,
-                  default=str)
 
 
 # ---- ranks of mps.py and eval.py: each writes a file of its own, rank 0 merges them ----

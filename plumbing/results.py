@@ -191,12 +191,16 @@ def combined_table(all_results: list[Record]) -> str:
 def our_row(results: Record, number: str, names: list[str]) -> list | None:
     """Our row for a table of the paper whose columns are `names`, "Avg." last; None if we have none of them.
 
-    The average stands there only if every benchmark does; GAIA's levels are not averaged, as in the paper.
+    The average stands there only if every benchmark does; GAIA's levels are not averaged, as in the paper,
+    and one or two levels alone are not GAIA.
     """
     means: dict[str, float] = {}
+    levels = {row["part"]["Level"] for row in results["rows"] if "Level" in row["part"]}
     for row in results["rows"]:
         if (row["metric"] == "rule") == (number == "5"):                  # Table 5 compares by rule alone
             means[row_name(row)] = float(row["mean"])
+    if 0 < len(levels) < 3:
+        means.pop("GAIA", None)
     if not any(name in means for name in names):
         return None
     averaged = [name for name in names[:-1] if not name.startswith("GAIA-")]

@@ -2,6 +2,7 @@
 import argparse
 import json
 import os
+import random
 import sqlite3
 import sys
 import time
@@ -9,6 +10,7 @@ from collections.abc import Callable
 from contextlib import closing
 from typing import Any
 
+from plumbing.chat_api import retry_after
 from plumbing.cli import InputError
 
 Search = Callable[[str], str]            # query -> text of the results
@@ -85,18 +87,23 @@ def cached_search(search: Search, spec: str, path: str) -> Search:
 
 # ---- a service ----
 
-def http_search(url: str, attempts: int = 6, timeout: float = 20) -> Search:
-    """POST {"q": query}; titles and snippets of the reply's "organic". Waits 1, 2, 4 ... s to retry."""
+def http_search(url: str, attempts: int = 12, timeout: float = 20) -> Search:
+    """POST {"q": query}; titles and snippets of the reply's "organic".
+
+    What may pass is tried again, about six minutes in all: after 1, 2, 4 ... 60 s, and not before the
+    service's Retry-After.
+    """
     import requests
 
     def search(query: str) -> str:
         headers = {"X-API-KEY": os.environ.get("SEARCH_API_KEY", "")}
         reason = ""
+        wait = 0.0
         for attempt in range(attempts):
             if attempt > 0:
-                wait = 2 ** (attempt - 1)
-                print(f"search: {reason}; trying again in {wait} s", file=sys.stderr, flush=True)
+                print(f"search: {reason}; trying again in {wait:.0f} s", file=sys.stderr, flush=True)
                 time.sleep(wait)
+            wait = min(60.0, 2.0 ** attempt) * random.uniform(1, 1.5)        # not all threads at once
             try:
                 reply = requests.post(url, json={"q": query}, headers=headers, timeout=timeout)
             except requests.RequestException as error:
@@ -110,6 +117,7 @@ def http_search(url: str, attempts: int = 6, timeout: float = 20) -> Search:
             may_pass = status >= 500 or status in (408, 429)             # timeout, too many requests
             if not may_pass:
                 break
+            wait = max(wait, retry_after(reply))
         where = url.split("?")[0]                          # what follows may be a key
         raise SearchFailed(f"search at {where} failed (quota, key, service or format): {reason}")
 

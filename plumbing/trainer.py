@@ -10,7 +10,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from plumbing.cli import InputError
 from plumbing.models import LogProbs, add_lora
 from plumbing.records import append_jsonl, open_metrics
 
@@ -22,8 +21,6 @@ def make_trainer(policy: LogProbs, args: argparse.Namespace) -> Any:
     not for norms and biases.
     """
     import deepspeed
-    if args.offload and not args.zero:
-        raise InputError("--offload needs --zero 1, 2 or 3")
     if args.lora_rank:
         add_lora(policy.model, args.lora_rank, args.seed)
     trained = [p for p in policy.parameters() if p.requires_grad]

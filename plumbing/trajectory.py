@@ -4,12 +4,14 @@ messages = [question, plan, "Observation: None", step 1, observation 1, step 2, 
 first thought; step k >= 1 is the k-th thought–code pair. Its content is messages[1 + 2 k], its observation
 the message after that.
 """
+import ast
 import re
+import textwrap
+import threading
+from typing import Any
 
 Messages = list[dict[str, str]]           # [{"role", "content"}, …]
-Step = dict[str, str | None]              # {"content", "observation"}
-
-CODE = re.compile(r"<code>(.*?)</code>", re.DOTALL)
+Step = dict[str, Any]                     # {"content", "observation"}; "final": True if it gave the answer
 
 
 def step_of(messages: Messages) -> int:
@@ -23,19 +25,15 @@ def prefix(messages: Messages, step: int) -> Messages:
 
 
 def step_at(messages: Messages, step: int, prediction: str | None = None) -> Step:
-    """Step k as {"content", "observation"}; the last step of a finished run observes its own answer."""
-    observation = prediction
+    """Step k as {"content", "observation"}; the last step of a finished run observes its own answer, and is
+    marked "final"."""
+    content = messages[1 + 2 * step]["content"]
     if 2 + 2 * step < len(messages):
         observation = messages[2 + 2 * step]["content"].removeprefix("Observation: ")
-    return {"content": messages[1 + 2 * step]["content"], "observation": observation}
-
-
-def code_of(content: str) -> str | None:
-    """The program of a step, None if it has none."""
-    found = CODE.search(content)
-    if found is None:
-        return None
-    return found[1].strip()
+        return {"content": content, "observation": observation}
+    if prediction is None:
+        return {"content": content, "observation": None}
+    return {"content": content, "observation": prediction, "final": True}
 
 
 def observed(step: Step) -> str:
@@ -56,3 +54,82 @@ def render(messages: Messages) -> str:
 def render_step(step: Step) -> str:
     """One step as a prompt shows it."""
     return f"{step['content'].strip()}\nObservation: {observed(step)}"
+
+
+# ---- the program of a step ----
+
+# What ast.parse, ast.literal_eval and json raise on a text that they cannot read. LookupError and TypeError
+# also come from a look-up in what they did read.
+UNREADABLE = (ValueError, SyntaxError, TypeError, LookupError, RecursionError, MemoryError)
+PARSING = threading.Lock()
+
+OPENING = re.compile(r"<code(?:\s[^<>]*)?>", re.IGNORECASE)
+CLOSING = re.compile(r"</code>", re.IGNORECASE)
+CLOSINGS = 20                              # so many are tried as the end of a program
+# The thought before the code; it may name the tag.
+THOUGHT = re.compile(r"\s*<thought>.*?</thought>", re.DOTALL | re.IGNORECASE)
+FENCES = ("```", "~~~")
+# What may follow the marks of a Markdown fence: "python\n", " python3.11\n", "{.py}\n", "python print(1)".
+LANGUAGE = re.compile(r"[ \t]*(?:(?:[\w.+#-]*|\{[^{}\n]*\})[ \t]*\n|(?:python|py)[\d.]*\b)", re.IGNORECASE)
+# A line that holds nothing but a fence, between two blocks.
+FENCE_LINE = re.compile(r"(?m)^[ \t]*(?:```+[ \t]*[\w.]*|~~~+)[ \t]*\n")
+
+
+def parse_code(text: str) -> ast.Module:
+    """`ast.parse`, one thread at a time: in CPython 3.11 several can raise SystemError (gh-106905)."""
+    with PARSING:
+        return ast.parse(text)
+
+
+def is_python(code: str) -> bool:
+    """Can a program be parsed?"""
+    try:
+        parse_code(code)
+    except UNREADABLE:
+        return False
+    return True
+
+
+def code_of(content: str) -> str | None:
+    """The program of a step as it is run, None if it has none.
+
+    A fence around it and a common indent are removed; a </code> inside one of its strings does not end it.
+    """
+    thought = THOUGHT.match(content)
+    opening = OPENING.search(content, thought.end() if thought else 0) or OPENING.search(content)
+    if opening is None:
+        return None
+    start = opening.end()
+    programs = []
+    for closing in CLOSING.finditer(content, start):
+        programs.append(program_in(content[start:closing.start()]))
+        if len(programs) == CLOSINGS:
+            break
+    if not programs:
+        return None
+    if len(programs) == 1:
+        return programs[0]
+    return next((program for program in programs if is_python(program)), programs[0])
+
+
+def program_in(text: str) -> str:
+    """A program without the fence around it and without the indent that all its lines share."""
+    text = text.replace("\r\n", "\n").rstrip()
+    fenced = text.lstrip().startswith(FENCES)
+    if fenced:
+        text = text.lstrip().lstrip("`~")
+        language = LANGUAGE.match(text)
+        if language:
+            text = text[language.end():]
+    if text.endswith(FENCES):
+        text = text.rstrip("`~")
+    plain = text.strip()
+    others = []                                                # what it may be if it is no program as it is
+    if "\n" in plain and not re.search(r"\n\S", plain):       # every line but the first is indented
+        first, _, rest = plain.partition("\n")
+        others = [textwrap.dedent(text).strip(), first + "\n" + textwrap.dedent(rest)]
+    if fenced and FENCE_LINE.search(plain):
+        others.append(FENCE_LINE.sub("", plain))
+    if not others or is_python(plain):
+        return plain
+    return next((other for other in others if is_python(other)), plain)

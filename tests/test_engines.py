@@ -10,7 +10,7 @@ from transformers.cache_utils import DynamicLayer
 
 import env
 from plumbing.cli import InputError
-from plumbing.engines import TorchEngine, load_engine, trainer_engine
+from plumbing.engines import TorchEngine, check_trainer_engine, load_engine, trainer_engine
 from plumbing.kv_cache import ROOM, GrowingLayer
 from plumbing.models import load_model
 
@@ -106,7 +106,7 @@ def test_the_trainers_engine(checkpoint):
     for engine, more, complaint in ("url", {}, "no token ids"), ("vllm", {"top_k": 20}, "train with 1 and 0"):
         wrong = argparse.Namespace(**{**vars(args), "engine": engine, **more})
         with pytest.raises(InputError, match=complaint):
-            trainer_engine(wrong, trainer, chat)
+            check_trainer_engine(wrong)
 
 
 def test_what_cannot_be_loaded_is_named(tmp_path):

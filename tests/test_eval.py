@@ -19,6 +19,7 @@ sys.path.insert(0, ROOT)
 import env  # noqa: E402
 import eval as evaluate  # noqa: E402
 import judge  # noqa: E402
+from plumbing.benchmarks import BENCHMARKS, F1_BENCHMARKS  # noqa: E402
 from plumbing.chat_api import BadReply  # noqa: E402
 from plumbing.cli import InputError  # noqa: E402
 from plumbing.records import as_list  # noqa: E402
@@ -252,10 +253,151 @@ def test_oracle_on_the_release_s_seeds(name, tmp_path, monkeypatch):
         ("tasks/math.jsonl", "math"),  # not MATH500
         ("mine/test.jsonl", "mine"),
         ("olymmath/test.jsonl", "OlymMATH"),
+        # as their authors call them
+        *[(f"data/OlymMATH-{part}.jsonl", "OlymMATH") for part in ("EN-EASY", "EN-HARD", "ZH-EASY", "ZH-HARD")],
+        ("musique_ans_v1.0_dev.jsonl", "MuSiQue"),
+        ("musique_full_v1.0_dev.jsonl", "MuSiQue"),
+        ("hotpot_dev_distractor_v1.json", "HotpotQA"),
+        ("hotpot_dev_fullwiki_v1.json", "HotpotQA"),
+        ("2wikimultihopqa_dev.json", "2Wiki"),
+        ("Bamboogle Prerelease - Sheet1.jsonl", "Bamboogle"),
+        ("hotpot_dev_v1_simplified.json", "HotpotQA"),
+        ("gsmhardv2.jsonl", "GSM-Hard"),
+        ("gsm_hard_500_20250507.json", "GSM-Hard"),
+        ("olymath_200_20250511.json", "OlymMATH"),
+        ("aime_90_20250504.json", "AIME"),
+        ("gsm-hard-v2.jsonl", "GSM-Hard"),
+        ("gsmhard.jsonl", "GSM-Hard"),
+        ("AIME_2024.jsonl", "AIME24"),
+        ("aime-2024-II.jsonl", "AIME24"),
+        ("AIME2025-I.jsonl", "AIME25"),
+        ("aime_2024_problems.parquet", "AIME24"),
+        ("MATH-500/test.jsonl", "MATH500"),
+        ("xbench-DeepSearch-2505.jsonl", "xBench"),
+        ("WebWalkerQA/main.jsonl", "WebWalker"),
+        ("hle/top.json", "HLE"),
+        # as the authors of SCoRe call them
+        *[(f"inference_data/{stem}.jsonl", name) for stem, name in {
+            "2wiki": "2Wiki", "aime24": "AIME24", "aime25": "AIME25", "bamboo": "Bamboogle", "gaia-1": "GAIA",
+            "gaia-2": "GAIA", "gaia-3": "GAIA", "hle_500": "HLE", "hqa": "HotpotQA", "math_500": "MATH500",
+            "musiq": "MuSiQue", "olymmath": "OlymMATH", "webwalker": "WebWalker", "xbench": "xBench"}.items()],
+        # parts and sizes
+        ("gaia_level1.jsonl", "GAIA"),
+        ("gaia_2023_validation_text_only_103.jsonl", "GAIA"),
+        ("hle_bio.jsonl", "HLE"),
+        ("hle500.jsonl", "HLE"),
+        ("humanitys-last-exam_text.jsonl", "HLE"),
+        ("hotpotqa_validation.jsonl", "HotpotQA"),
+        ("hotpotqa-dev-500.jsonl", "HotpotQA"),
+        ("hotpotqa/validation-00000-of-00001.jsonl", "HotpotQA"),
+        ("bamboogle.test.jsonl", "Bamboogle"),
+        ("aime24_x16.jsonl", "AIME24"),
+        ("dev_2wiki_sample200.jsonl", "2Wiki"),
+        ("aime.jsonl", "AIME"),
+        # none of the paper's
+        ("himath500k.jsonl", "himath500k"),
+        ("math5000.jsonl", "math5000"),
+        ("math500k.jsonl", "math500k"),
+        ("myaime.jsonl", "myaime"),
+        ("not_gaia_like.jsonl", "not_gaia_like"),
+        ("gaia_like.jsonl", "gaia_like"),
+        ("aime_math500.jsonl", "aime_math500"),
+        ("gaia_hle.jsonl", "gaia_hle"),
+        ("aime23.jsonl", "aime23"),
+        ("aime24_25.jsonl", "aime24_25"),
+        ("AIME_1983_2024.jsonl", "AIME_1983_2024"),
+        ("xbench_scienceqa.jsonl", "xbench_scienceqa"),
+        ("gsm8k/test.jsonl", "gsm8k"),
+        ("hotpotqa/train.jsonl", "train"),
+        ("musique_ans_v1.0_train.jsonl", "musique_ans_v1.0_train"),
+        ("gaia/constrained.jsonl", "GAIA"),
+        ("triviaqa/test.jsonl", "triviaqa"),
     ],
 )
 def test_benchmark_of(path, name):
     assert evaluate.benchmark_of(path) == name
+
+
+def test_columns_of_the_papers_tables_are_benchmarks():
+    """Every column can be reached, and F1 is the metric of the four sets for which Table 1 says so."""
+    text = open(os.path.join(ROOT, "assets", "paper_tables.md"), encoding="utf-8").read()
+    heads = re.findall(r"(?m)^\| method +\| (.*) \|$", text)
+    columns = {name.strip() for head in heads for name in head.split("|")} - {"Avg."}
+    assert columns == {*BENCHMARKS, "GAIA-1", "GAIA-2", "GAIA-3"} and set(BENCHMARKS) > set(F1_BENCHMARKS)
+    assert all(evaluate.benchmark_of(f"{name}.jsonl") == name for name in BENCHMARKS)
+
+
+def loaded(*flags):
+    return evaluate.load_tasks(evaluate.parse_args(["run", "--model", "m", "--out", "o", "--tasks", *map(str, flags)]))
+
+
+def named_file(folder, name, *records):
+    path = folder / name
+    path.parent.mkdir(exist_ok=True)
+    path.write_text("".join(json.dumps(dict(answer="1") | record) + "\n" for record in records))
+    return path
+
+
+def test_files_of_one_benchmark_may_share_ids(tmp_path, capsys):
+    """Three files, one column, GAIA's levels from their names; what is longer does not depend on the order."""
+    files = [named_file(tmp_path, f"gaia-{k}.jsonl", dict(id=0, question=f"q{k}"), dict(id=k, question=f"p{k}")) for k in (1, 2, 3)]
+    tasks = loaded(*files)
+    assert {t["group"] for t in tasks} == {"GAIA"} and len({t["id"] for t in tasks}) == 6
+    assert [t["Level"] for t in tasks] == ["1", "1", "2", "2", "3", "3"]
+    assert {t["id"] for t in tasks if t["question"][0] == "p"} == {"1", "2", "3"}
+    assert {t["id"] for t in loaded(*reversed(files))} == {t["id"] for t in tasks}
+    assert f"{files[0]}: 2 tasks, benchmark GAIA, metric judge" in capsys.readouterr().out
+    with pytest.raises(InputError, match="two of the --tasks files hold the same task of GAIA, id 1-"):
+        loaded(*files, named_file(tmp_path / "gaia", "copy.jsonl", dict(id=1, question="p1")))
+
+
+def test_one_file_twice_is_refused(tmp_path):
+    path = named_file(tmp_path, "hqa.jsonl", dict(question="a"))
+    with pytest.raises(InputError, match="hold the same task of HotpotQA"):
+        loaded(path, path)
+
+
+@pytest.mark.parametrize(
+    "name, record, level",
+    [
+        ("gaia-2.jsonl", {}, "2"),
+        ("gaia_level3.jsonl", {}, "3"),
+        ("gaia/level1.jsonl", {}, "1"),
+        ("gaia/1.jsonl", {}, "1"),
+        ("gaia-2.jsonl", {"Level": 3}, "3"),
+        ("gaia.jsonl", {"level": "1"}, "1"),
+        ("gaia_2023.jsonl", {}, None),
+        ("gaia_103.jsonl", {}, None),
+        ("gaia_v1.0.jsonl", {}, None),
+        ("math500.jsonl", {"level": 2}, None),
+    ],
+)
+def test_gaia_s_level(name, record, level, tmp_path):
+    (task,) = loaded(named_file(tmp_path, name, dict(question="a") | record))
+    assert task.get("Level") == level
+
+
+@pytest.mark.parametrize(
+    "flag, group, metric",
+    [
+        ("gaia", "GAIA", "judge"),
+        ("gaia-2", "GAIA", "judge"),
+        ("Musique", "MuSiQue", "f1"),
+        ("hotpot", "HotpotQA", "f1"),
+        ("2wikimultihopqa", "2Wiki", "f1"),
+        ("bamboogle", "Bamboogle", "f1"),
+        ("aime-2025", "AIME25", "judge"),
+    ],
+)
+def test_the_flag_benchmark_takes_every_name(flag, group, metric, tmp_path):
+    (task,) = loaded(named_file(tmp_path, "mine.jsonl", dict(question="a")), "--benchmark", flag)
+    assert (task["group"], task["metric"], task.get("Level")) == (group, metric, "2" if flag == "gaia-2" else None)
+
+
+@pytest.mark.parametrize("flag", ["HotpatQA", "mine", "aime23", "not_gaia_like"])
+def test_the_flag_benchmark_refuses_other_names(flag, tmp_path):
+    with pytest.raises(InputError, match=f"--benchmark {flag} is none of the paper's AIME24, .*WebWalker"):
+        loaded(named_file(tmp_path, "mine.jsonl", dict(question="a")), "--benchmark", flag)
 
 
 # ---- numbers ----
@@ -378,7 +520,7 @@ def test_real_interpreters_and_resume(tmp_path):
     keys = [(p["id"], p["run"]) for p in map(json.loads, path.read_text().splitlines())]
     assert len(keys) == len(set(keys)) == 12
     assert json.load(open(out / "args.json"))["args"]["runs"] == 2
-    with pytest.raises(InputError, match="max_steps 8, not 4"):
+    with pytest.raises(InputError, match="was made with --max-steps 8, not with --max-steps 4"):
         run(out, *flags, "--max-steps", 4, engine=Oracle())
 
 
@@ -616,6 +758,20 @@ def test_our_row_stands_under_the_papers_rows(tmp_path, capsys):
         and "Table 1 " not in out
         and "| ours: c, greedy | 70.0 | – | – | – | – |" in out
     )
+
+
+@pytest.mark.parametrize("levels, cells", [((1,), "10.0 | – | – | –"), ((1, 3), "10.0 | – | 30.0 | –"),
+                                           ((1, 2, 3), "10.0 | 20.0 | 30.0 | 20.0")])
+def test_a_part_of_gaia_is_not_its_column(levels, cells, tmp_path, capsys):
+    folder = results(tmp_path / "a", "a", "greedy", {"GAIA": 20.0})
+    path = tmp_path / "a" / "results.json"
+    found = json.loads(path.read_text())
+    for level in levels:
+        found["rows"].append(found["rows"][0] | {"part": {"Level": str(level)}, "mean": 10.0 * level})
+    path.write_text(json.dumps(found))
+    evaluate.table(evaluate.parse_args(["table", folder]))
+    out = re.sub(r" +", " ", capsys.readouterr().out)
+    assert f"| ours: a, greedy | {cells} | – | – | – | – |" in out
 
 
 def test_paper_numbers_add_up():

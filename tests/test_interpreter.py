@@ -864,8 +864,8 @@ def test_http_search(serper):
 
 @pytest.mark.parametrize("replies, requests", [
     ([(402, "no credits")], 1), ([(403, "forbidden")], 1), ([(400, "Not enough credits")], 1),
-    ([(429, "slow")] * 9, 6),
-    ([(503, "")] * 9, 6), ([(200, "<html>")], 1), ([(200, '{"error": 1}')], 1), ([(200, "[]")], 1)])
+    ([(429, "slow")] * 20, 12),
+    ([(503, "")] * 20, 12), ([(200, "<html>")], 1), ([(200, '{"error": 1}')], 1), ([(200, "[]")], 1)])
 def test_http_search_fails_for_good(serper, replies, requests):
     serper.replies += replies
     py = sandbox.Interpreter(make_search(serper.url))

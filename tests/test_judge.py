@@ -15,8 +15,17 @@ import judge  # noqa: E402
 from plumbing.answers import check_by_rule  # noqa: E402
 from plumbing.chat_api import BadReply, TeacherDown  # noqa: E402
 from plumbing.cli import InputError  # noqa: E402
-from plumbing.records import append_jsonl, read_tasks, resume_jsonl  # noqa: E402
-from plumbing.replies import Verdict, leaked, parse_correction, parse_step, parse_verdict, same_step_cheap  # noqa: E402
+from plumbing.records import append_jsonl, resume_jsonl  # noqa: E402
+from plumbing.replies import (  # noqa: E402
+    Verdict,
+    leaked,
+    parse_correction,
+    parse_plan,
+    parse_step,
+    parse_verdict,
+    same_step_cheap,
+)
+from plumbing.tasks import read_tasks  # noqa: E402
 
 DATA = os.path.join(ROOT, "..", "shared", "data")
 
@@ -422,6 +431,273 @@ def test_many_threads_under_faults(fake):
     assert found == [i % 2 for i in range(60)] and fake.peak <= 8 and teacher.counts["retries"] > 5
 
 
+# ---------------------------------------------------------------- one verdict a reply
+
+WRONG = '{"analysis": "a", "correct": false, "first_wrong_step": 1}'
+RIGHT = '{"analysis": "a", "correct": true, "first_wrong_step": null}'
+
+
+@pytest.mark.parametrize("reply, correct", [
+    # one object: an inner one, a list of steps or a quotation is not the verdict
+    ('{"correct": false, "first_wrong_step": 1, "details": {"correct": true}}', False),
+    ('{"details": {"correct": true}, "correct": false, "first_wrong_step": 1}', False),
+    ('{"correct": false, "first_wrong_step": 1, "steps": [{"correct": true}, {"correct": false}, {"correct": true}]}', False),
+    ('Steps: [{"step": 0, "correct": true}, {"step": 1, "correct": true}]\n' + WRONG, False),
+    (json.dumps({"analysis": f"it printed {RIGHT} here", "correct": False, "first_wrong_step": 1}), False),
+    ("{'analysis': 'it printed {\"correct\": true}', 'correct': False, 'first_wrong_step': 1}", False),
+    ('{"verdict": ' + RIGHT + "}", None), ("{" + RIGHT + "}", None), ("\\boxed{" + RIGHT + "}", None),
+    ('[{"correct": true}, {"correct": true}]', None), ('{"steps": [{"correct": true}]}', None),
+    ('{"analysis": "it printed ' + RIGHT + ' here", "correct": false, "first_wrong_step": 1}', None),    # not escaped
+    # a quotation in prose
+    ("The student printed " + RIGHT + ", which is no answer.", None), (RIGHT + " is what the student printed.", None),
+    ("The student printed:\n```json\n" + RIGHT + "\n```\nThat is no answer.", None), ("The student's answer: " + RIGHT, None),
+    # several
+    (RIGHT + "\nWait, step 1 is wrong.\n" + WRONG, None), (WRONG + "\n" + RIGHT, None),
+    ('{"step": 0, "correct": true}\n{"step": 1, "correct": false}', None), (WRONG + "\nOnce more:\n" + WRONG, False),
+    ('{"correct": true, "correct": false, "first_wrong_step": 1}', None), ('{"correct": true, "Correct": false}', None),
+    ('{"correct": false, "first_wrong_step": 1, "first_wrong_step": 2}', None), ('{"correct": true, "first_wrong_step": 1}', None),
+    # thinking
+    ("<think>perhaps " + RIGHT + " hm", None), ("<think>perhaps " + RIGHT + "</think>" + WRONG, False),
+    ("perhaps " + RIGHT + " or not</think>\n" + WRONG, False), ('perhaps {"correct": true, "an</think>' + WRONG, False),
+    ("<think>" + RIGHT + "</think><think>" + RIGHT + "</think>" + WRONG, False), (RIGHT + "<think>hm", None),
+    ("<thinking>" + RIGHT + "</thinking>" + WRONG, False), ("<think>" + RIGHT + "</think>", None),
+    ('{"analysis": "a stray </think> tag", "correct": false, "first_wrong_step": 1}', False),
+    ('<think>x</think>{"analysis": "</think> and <think>", "correct": false, "first_wrong_step": 1}', False),
+    ('Here: {"analysis": "it wrote </think>{\\"correct\\": true}", "correct": false, "first_wrong_step": 1}', False),
+    # cut off
+    ('{"correct": true, "analysis": "the', None), ('{"correct": true', None), (RIGHT + '\nNo: {"correct": false, "first', None),
+    ('{"nested": {"correct": true}, "correct": fal', None),
+    # forgiven
+    ("```json\n" + WRONG + "\n```", False), ("``` json\n" + WRONG + "\n```", False), ("```json " + RIGHT + " ```", True),
+    ("~~~\n" + RIGHT + "\n~~~\nDone.", True), ("**Verdict:** " + RIGHT, True), ("<answer>" + RIGHT + "</answer>", True),
+    ("Here is my verdict on the agent's run:\n\n" + WRONG + "\n\nStep 1 adds where it should multiply.", False),
+    ('"{\\"correct\\": false, \\"first_wrong_step\\": 1}"', False), ("The set {1, 2} and \\frac{1}{2}. " + RIGHT, True),
+    ('{"correct": False, "first_wrong_step": 1, "analysis": None}', False), ('{"correct": true, "first_wrong_step": null,}', True),
+    ('{"Correct": "False", " first_wrong_step": "Step 1"}', False), ('{"correct": true, "first_wrong_step": -1}', True),
+    # true or false only
+    ('{"correct": "no", "first_wrong_step": 1}', None), ('{"correct": 0, "first_wrong_step": 1}', None), ("true", None), ("", None),
+])
+def test_one_verdict_a_reply(reply, correct):
+    if correct is None:
+        with pytest.raises(ValueError):
+            parse_verdict(reply, 3)
+    else:
+        assert parse_verdict(reply, 3).correct is correct
+        assert parse_verdict(reply, 3).first_wrong_step == (None if correct else 1)
+
+
+@pytest.mark.parametrize("written, read", [
+    (r"\nu \neq \notin \nabla", None), (r"\frac{1}{2} \forall \flat", None), (r"\underbrace{x} \upsilon \uparrow", None),
+    (r"\text{a} \theta \times \tan \to", None), (r"\begin{x} \beta \bar{x}", None), (r"\rho \right)", None), (r"\(x\) \d+ \%", None),
+    (r"It adds.\nThe sum", "It adds.\nThe sum"), (r"a\n\nb \n- c", "a\n\nb \n- c"), (r"\tprint(1)\r\n", "\tprint(1)\r\n"),
+    (r"\nexample \nnot", "\nexample \nnot"), (r"\n\neq", "\n\\neq"), (r"\\frac \\neq", r"\frac \neq"), (r"\u00e9 \/", "é /"),
+    ("one\ntwo\tthree", "one\ntwo\tthree"), (r"\"quoted\"", '"quoted"')])
+def test_backslashes_of_latex_and_of_json(written, read):
+    reply = f'{{"analysis": "{written}", "correct": true}}'
+    assert parse_verdict(reply, 3).analysis == (written if read is None else read)
+
+
+# ---------------------------------------------------------------- the code of a step, the teacher's and the student's
+
+TWO_LINES = "x = 1\nprint(x)"
+
+
+@pytest.mark.parametrize("inside, code", [
+    (f"\n```python\n{TWO_LINES}\n```\n", TWO_LINES), (f"``` python\n{TWO_LINES}\n```", TWO_LINES), (f"```python3.11\n{TWO_LINES}\n```", TWO_LINES),
+    (f"```Python\n{TWO_LINES}\n```", TWO_LINES), (f"```{{.python .numberLines}}\n{TWO_LINES}\n```", TWO_LINES), (f"````py\n{TWO_LINES}\n````", TWO_LINES),
+    ("\r\n```python\r\nx = 1\r\nprint(x)\r\n```\r\n", TWO_LINES), ("x = 1\r\nprint(x)", TWO_LINES), (f"~~~python\n{TWO_LINES}\n~~~", TWO_LINES),
+    (f"```python\n{TWO_LINES}```", TWO_LINES), ("```python print(1)```", "print(1)"), ("```print(1)```", "print(1)"),
+    ("```python x=1\nprint(x)\n```", "x=1\nprint(x)"), (f"```python\n{TWO_LINES}", TWO_LINES), (f"{TWO_LINES}\n```", TWO_LINES),
+    ("```python\nx = 1\n```\n```python\nprint(x)\n```", TWO_LINES), ("\n  ```python\n  x = 1\n  print(x)\n  ```\n", TWO_LINES),
+    ("\n    x = 1\n    print(x)\n", TWO_LINES), ("\n\tx = 1\n\tprint(x)\n", TWO_LINES), ("x = 1\n      print(x)", TWO_LINES),
+    ("\n    for i in [1]:\n        print(i)\n    print(2)\n", "for i in [1]:\n    print(i)\nprint(2)"), (" x = 1\nprint(x)", TWO_LINES),
+    ("print('</code>')", "print('</code>')"), ("h = '<code>a</code>'\nprint(h)", "h = '<code>a</code>'\nprint(h)"),
+    ("s = '''\n</code>\n'''", "s = '''\n</code>\n'''"), ("```python\nprint('</code>')\n```", "print('</code>')"),
+    # left as they are
+    ("def f():\n    return 1", "def f():\n    return 1"), ("print(\n  1,\n  2)", "print(\n  1,\n  2)"), ("s = '''\n  a\n  b'''", "s = '''\n  a\n  b'''"),
+    ("s = '''\n```python\nx\n```\n'''", "s = '''\n```python\nx\n```\n'''"), ("```\ns = '''\n```py\nx\n```\n'''\n```", "s = '''\n```py\nx\n```\n'''"),
+    ("x = = 1", "x = = 1")])
+@pytest.mark.parametrize("form", ["<thought>Go on.</thought><code>{}</code>", "<Thought>Go on.</Thought>\n<Code>{}</CODE>"])
+def test_the_code_is_what_was_meant(inside, code, form):
+    import env
+    turn = form.format(inside)
+    assert parse_step(turn) == f"<thought>Go on.</thought><code>{code}</code>"
+    assert parse_step("<think>hm <thought>no</thought><code>1</code></think>\n" + turn) == parse_step(turn)
+
+    class Interpreter:
+        def run(self, program):
+            return env.Observation(program, None, False)
+
+        def fork(self):
+            return self
+    episode = env.Episode({"question": "q"}, Interpreter())
+    assert episode.turn(turn) == f"Observation: {code}"
+    assert episode.messages[1]["content"] == turn                             # recorded as it was sampled
+
+
+def test_what_is_no_step():
+    assert parse_step("<thought>I use <b>.</thought><code>re.sub('</think>', '', s)</code>").endswith("<code>re.sub('</think>', '', s)</code>")
+    for text in ("<think><thought>a</thought><code>1</code>", "<thought>a</thought><code>1", "<thought>a</thought>\n```python\n1\n```",
+                 "<thought>a</thought><code>```python\n```</code>", "<thought> </thought><code>1</code>"):
+        with pytest.raises(ValueError):
+            parse_step(text)
+
+
+def test_an_answer_is_no_unfinished_step():
+    from plumbing.trajectory import step_at
+    run = LATER + [{"role": "assistant", "content": step("f = final_answer_print\nf(42)")["content"]}]
+    ended = step_at(run, 2, "42")
+    assert ended["final"] and ended["observation"] == "42" and "final" not in step_at(run, 1, "42")
+    assert same_step_cheap(ended, step("print(6*7)", "42")) is None
+    hidden = step_at([*run[:-1], {"role": "assistant", "content": step("done(42)")["content"]}], 2, "42")     # done: of an earlier step
+    assert same_step_cheap(hidden, step("print(6*7)", "42")) is None and same_step_cheap(hidden, ended) is True
+    assert same_step_cheap(step("final_answer_print(x)", "42"), step("final_answer_print(42)", "42")) is True     # older records
+    assert same_step_cheap(step("print(40 + 2)", "42"), step("print(6*7)", "42")) is True
+
+
+# ---------------------------------------------------------------- plans
+
+@pytest.mark.parametrize("plan, answers", [
+    ("I will add 3 to Cy's 6 pears, then double the sum.", "18"), ("Compute (n-2) * 180 / n, where n is the number of sides.", "120"),
+    ("Set up \\(\\frac{12 + 21 + x}{3} = 18\\) and solve it for x.", "25"), ("1. Find the factors.\n2. Count them.\n3. Divide.", "\\frac{1}{3}"),
+    ("Use web_search(query) to find the mother, then her death; end with final_answer_print(answer).", "1161"),
+    ("The answer is the number of pairs, so I count them with a loop.", "16"), ("Import numpy and print the median.", "5.5"),
+    ("Step 1: find 6 + 3. Step 2: double it.", "18"), ("Cy has 6 pears, so I begin with 6 + 3.", "6"), ("为了回答这个问题，我需要查找地址。", "曹光彪高科技大楼"),
+    ("Compute 2^5, as each ball has 2 choices.", "32"), ("<first_thought>Search for the band, then its singer.</first_thought>", "Ian Gillan"),
+    ("Decide whether it holds: yes or no.", "yes"), ("To find the answer: 1. search the band, 2. read its page.", "x"),
+    ("This is how I find the answer:\n1. Search.\n2. Read.", "x"),
+    ("Since \\(x^2 + 3x + 2 = 0\\), factor it; \\frac{y^2}{27} - \\frac{x^2}{11} = 1 has two vertices.", "15")])
+def test_ordinary_plans_are_taken(plan, answers):
+    assert parse_plan(plan, QUESTION, answers)
+
+
+@pytest.mark.parametrize("plan, answers", [
+    ("```python\nlea = 6 + 3\nprint(lea * 2)\n```", None), ("First add.\n~~~\nlea = 6 + 3\n~~~", None), ("Add.\n<code>print(9)</code>", None),
+    ("Search: web_search('Baldwin III mother')", None), ("Add them, then print(lea * 2).", None), ("import sympy\nx = sympy.symbols('x')", None),
+    ("Thought: search.\nCode: search for it\nObservation: found", None), ("Run final_answer_print(18).", None), ("def solve(n):\n  return n", None),
+    ("6 + 3 = 9, then doubled.", None), ("Lea has 6+3=9 pears.", None), ("7 times 6 is 42.", None), ("\\(6 \\times 3 = 18\\)", None),
+    ("$5 - $2 = $3 are left.", None), ("Double it. The answer is 18.", None), ("So the final answer: **18**", None), ("\\boxed{18}", None),
+    ("Answer = 17", None), ("30% of 20 is 6.", None), ("\\(2^5 = 32\\) ways", None), ("\\(\\sqrt{36} = 6\\)", None), ("6 x 3 = 18", None),
+    ("\\frac{12}{4} = 3", None), ("1,000 * 2 ≈ 2,000", None), ("It must come to 18 in the end.", "18"), ("Bo has eighteen or 18.0 pears.", ["no", "18"]),
+    ("She died on September 11, 1161, which I check.", "11 September 1161"), ("The band is Deep Purple; look it up.", "Deep Purple"),
+    ("它位于曹光彪高科技大楼，我来核实。", "曹光彪高科技大楼"), ("<think>hm, the sum", None), ("", None)])
+def test_plans_that_carry_out_steps_or_hold_the_answer(plan, answers):
+    with pytest.raises(ValueError) as fault:
+        parse_plan(plan, QUESTION, answers)
+    assert not any(answer in str(fault.value) for answer in ([answers] if isinstance(answers, str) else answers or []))
+
+
+def test_a_plan_with_the_answer_is_asked_again_without_naming_it(fake):
+    fake.script = ["It will be 18 pears.", "Add, then double."]
+    assert teacher_of(fake).plan(QUESTION, answers="18") == "Add, then double."
+    first, second = (body["messages"] for body in fake.bodies)
+    assert "18" not in json.dumps(first) and "18" not in second[-1]["content"] and "result" in second[-1]["content"]
+    fake.script = ["It will be 18 pears."]
+    assert teacher_of(fake).plan(QUESTION) == "It will be 18 pears."          # no reference answer, no check
+
+
+# ---------------------------------------------------------------- replies without text, and servers with other fields
+
+def completion(content, finish="stop", **message):
+    choices = [{"message": {"role": "assistant", "content": content, **message}, "finish_reason": finish}]
+    return 200, json.dumps({"choices": choices, "usage": {}}).encode()
+
+
+@pytest.mark.parametrize("reply, fault", [
+    (completion(None, "length", reasoning_content="hm"), "raise --teacher-max-tokens"), (completion("", "length"), "2048 tokens"),
+    (completion("First I will", "length"), "2048 tokens"), (completion(None, reasoning="hm"), "only thinking"), (completion(None), "no text"),
+    (completion(None, refusal="I cannot help."), "a refusal: I cannot help."), (completion(None, "tool_calls", tool_calls=[{}]), "calls a tool"),
+    (completion("Add", "content_filter"), "filter"), (completion({"plan": "Add."}), "no text"), (completion([]), "no text"),
+    (completion([{"type": "image_url", "image_url": {}}]), "no text"), (completion(" \n"), "no text"), (completion(7), "no text")])
+def test_a_reply_without_text_is_asked_for_again_once(fake, reply, fault):
+    fake.script = [reply]
+    assert teacher_of(fake).plan("q") == "ok" and len(fake.bodies) == 2
+    assert fault in fake.bodies[1]["messages"][-1]["content"] and fake.bodies[1]["messages"][-2]["content"]
+    fake.default = reply
+    with pytest.raises(BadReply, match="stayed unusable"):
+        teacher_of(fake).plan("q")
+    assert len(fake.bodies) == 4
+
+
+def test_an_empty_reply_without_a_reason_passes_or_is_unusable(fake):
+    fake.default = (200, b'{"choices": []}')
+    with pytest.raises(BadReply):
+        teacher_of(fake, reasks=0).plan("q")
+    assert len(fake.bodies) == 3
+
+
+def test_content_in_parts(fake):
+    fake.script = [completion([{"type": "thinking", "thinking": "no"}, {"type": "text", "text": "Add, "}, {"type": "text", "text": "then double."}]),
+                   completion(["Add", " up."])]
+    teacher = teacher_of(fake)
+    assert teacher.plan("q") == "Add, then double." and teacher.plan("r") == "Add up."
+
+
+def test_of_a_cut_reply_only_a_complete_step_is_used(fake):
+    good = step("print(1)")["content"]
+    fake.script = [completion(good + "\nObservation: 1\nand so on", "length"), completion('{"equivalent": true}', "length"), '{"equivalent": false}']
+    teacher = teacher_of(fake, max_tokens=77)
+    assert teacher.step(QUESTION, LATER) == good and len(fake.bodies) == 1
+    assert teacher.same_answer("q", "a", "b") is False and "77 tokens" in fake.bodies[2]["messages"][-1]["content"]
+    assert {body["max_tokens"] for body in fake.bodies} == {77}
+
+
+def test_newer_names_of_fields_are_learned_once(fake):
+    def answer(body):
+        if "max_tokens" in body:
+            return 400, b"Unsupported parameter: 'max_tokens' is not supported with this model. Use 'max_completion_tokens' instead."
+        if "temperature" in body:
+            return 400, b"Unsupported value: 'temperature' does not support 0.5 with this model."
+        return "ok"
+    fake.default = answer
+    teacher = teacher_of(fake)
+    assert teacher.plan("q") == "ok" and teacher.plan("r") == "ok" and len(fake.bodies) == 4
+    assert "asked without temperature, which the server does not take" in teacher.summary()
+    assert fake.bodies[3]["max_completion_tokens"] == 2048 and {"temperature", "max_tokens"}.isdisjoint(fake.bodies[3])
+
+
+def test_a_student_is_never_asked_at_another_temperature(fake):
+    from plumbing.chat_api import chat_completion
+    fake.default = lambda body: (400, b"'temperature' does not support 0.6") if "temperature" in body else "ok"
+    with pytest.raises(BadReply, match="temperature"):
+        chat_completion(fake.url, {"model": "m", "messages": [], "temperature": 0.6}, backoff=0.01)
+
+
+def test_an_error_that_merely_names_a_field_changes_nothing(fake):
+    fake.script = [(400, b"the prompt about temperature and seed is too long; max_completion_tokens leaves no room")] * 2
+    teacher = teacher_of(fake)
+    with pytest.raises(BadReply):
+        teacher.plan("What is the temperature?")
+    assert teacher.plan("q") == "ok" and {"temperature", "seed", "max_tokens"} < set(fake.bodies[-1])
+
+
+def test_requests_keep_their_keys_in_the_cache(fake):
+    """The body by which replies are found: a paid cache stays good."""
+    asked = []
+    teacher = teacher_of(fake)
+    teacher.cache.reply = lambda body, send: (asked.append(body), ({"message": {"content": "ok"}, "usage": {}}, True))[1]
+    teacher.plan("q")
+    assert {name: value for name, value in asked[0].items() if name != "messages"} == {
+        "model": "m", "temperature": 0.5, "max_tokens": 2048, "seed": 0}
+
+
+def test_a_student_behind_an_endpoint_may_be_silent(fake):
+    from plumbing.engines import URLEngine
+
+    class Talk:
+        messages, max_tokens = [{"role": "user", "content": "q"}], 9
+
+        def sampling_seed(self, seed):
+            return seed
+
+        def turn(self, content, complete):
+            self.ended = content, complete
+    for reply, ended in ((completion(None, "length"), ("", False)), (completion([{"type": "text", "text": "a"}]), ("a", True))):
+        fake.script, talk = [reply], Talk()
+        URLEngine(fake.url, "m").play([talk])
+        assert talk.ended == ended
+
+
 # ---------------------------------------------------------------- files and commands
 
 def write(path, *records):
@@ -516,7 +792,7 @@ def test_decontaminate(tmp_path):
     (["audit", "--teacher-url", "http://127.0.0.1:9", "--teacher-model", "m", "--data", "x"], "no teacher answers at http://127.0.0.1:9"),
     (["audit", "--teacher-url", "http://127.0.0.1:9", "--data", "x", "--concurrency", "0"], "--concurrency 0"),
     (["audit", "--teacher-url", "http://127.0.0.1:9", "--data", "x", "--teacher-cache", __file__], "--teacher-cache"),
-    (["decontaminate", "--tasks", os.devnull, "--against", os.devnull, "--out", "/proc/x/y"], "No such file or directory: '/proc/x/y'")])
+    (["decontaminate", "--tasks", os.devnull, "--against", os.devnull, "--out", "y"], f"{os.devnull} is empty")])
 def test_what_the_user_can_mend_is_one_sentence(command, message):
     done = run(*command)
     assert done.returncode == 2 and message in done.stderr and done.stderr.count("\n") == 1

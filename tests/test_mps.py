@@ -338,4 +338,4 @@ def test_sft_trains_on_released_trajectories(tmp_path, checkpoint):
 
 def test_what_is_no_released_trajectory_is_named(tmp_path):
     done = script("plumbing.release", write(tmp_path / "t.jsonl", tasks(1)), check=False)
-    assert done.returncode == 2 and "t.jsonl, line 1: not a released trajectory" in done.stderr
+    assert done.returncode == 2 and "t.jsonl, line 1: not a record of the release" in done.stderr

@@ -164,23 +164,6 @@ def test_flash_and_flex_layouts_say_the_same_as_the_calls_of_sdpa():
     assert flash.sum() == 10 + (12 + 6) + (8 + 3) + 15 + (4 + 3 + 1)
 
 
-def test_flash_attention_is_called_for_what_sdpa_computes(policy, groups, monkeypatch):
-    """Flash-attention's contract restated: causal, aligned to the last key."""
-    def varlen(q, k, v, cu_q, cu_k, longest_q, longest_k, scale, window_size, enable_gqa):
-        assert window_size == (-1, 0) and longest_q == cu_q.diff().max() and longest_k == cu_k.diff().max()
-        out = []
-        for a, b, c, d in zip(cu_q, cu_q[1:], cu_k, cu_k[1:]):
-            mask = torch.ones(b - a, d - c, dtype=torch.bool).tril(d - c - (b - a))
-            part = [x.transpose(0, 1)[None] for x in (q[a:b], k[c:d], v[c:d])]
-            out.append(torch.nn.functional.scaled_dot_product_attention(
-                *part, mask, scale=scale, enable_gqa=enable_gqa)[0].transpose(0, 1))
-        return torch.cat(out)
-    plain = results(policy, tree(groups))
-    monkeypatch.setattr("torch.nn.attention.varlen.varlen_attn", varlen)
-    monkeypatch.setattr(plumbing.attention, "attend_sdpa", plumbing.attention.attend_flash)     # as on a GPU
-    assert_same(results(policy, tree(groups)), plain)
-
-
 def test_decoding_shares_keys_between_heads_as_sdpa_does():
     from transformers.integrations.sdpa_attention import sdpa_attention_forward
     module = torch.nn.Module()

@@ -73,6 +73,18 @@ def test_mps_and_eval_act_as_with_the_engine_of_torch(student, tmp_path, teacher
     assert any(r["interventions"] for r in found)
 
 
+def test_a_rank_without_a_task_does_not_keep_the_others_waiting(student, tmp_path, teacher_url):
+    """The normal end of a resumed run: one task is left, for two ranks."""
+    tasks = test_stages.write(tmp_path / "tasks.jsonl", test_stages.tasks(1))
+    flags = ["--tasks", tasks, "--search", f"http:{teacher_url}/search", "--max-tokens", 120]
+    test_stages.script("eval.py", "run", "--model", student, "--out", tmp_path / "eval", *flags, "--metric",
+                       "rule", "--engine", "vllm", ranks=2)
+    test_stages.script("mps.py", "--student", student, "--out", tmp_path / "mps", *flags,
+                       "--teacher-url", teacher_url, "--engine", "vllm", ranks=2)
+    assert len(test_stages.lines(tmp_path / "eval" / "predictions.jsonl")) == 1
+    assert len(test_stages.lines(tmp_path / "mps" / "mps.jsonl")) == 1
+
+
 def test_ranks_and_zero_stages_make_the_same_first_update(student, records, tmp_path, teacher_url):
     one = drive(1, "0", student, records, tmp_path / "one", teacher_url)["0"]
     assert one[0]["updates"] and one[0]["grad_norm"] > 1e-2 and one[0]["zero_variance"] < 1

@@ -1,0 +1,39 @@
+"""Ranks that wait for one another: for as long as it takes, and saying for whom."""
+import subprocess
+import sys
+
+import pytest
+
+from conftest import ROOT
+
+PROGRAM = """
+import sys, time
+sys.path.insert(0, {root!r})
+from plumbing import ranks
+ranks.EVERY = 0.3
+if {trainer}:
+    ranks.start_distributed()
+else:                                       # whoever made the first group: its time-out does not count
+    import datetime, torch
+    torch.distributed.init_process_group("gloo", timeout=datetime.timedelta(seconds=1))
+rank, world = ranks.rank_and_world()
+ranks.wait_for_ranks("starting")
+if rank == 1:
+    time.sleep(2)
+start = time.monotonic()
+ranks.wait_for_ranks("its rollouts")
+if rank == 0:
+    print("waited", time.monotonic() - start > 1.5)
+"""
+
+
+@pytest.mark.parametrize("trainer", [False, True])
+def test_rank_0_says_for_whom_it_waits(trainer, tmp_path):
+    program = tmp_path / "ranks.py"
+    program.write_text(PROGRAM.format(root=ROOT, trainer=trainer))
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2",
+               str(program)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "waited True" in done.stdout
+    assert "rank 0 waits for rank 1: its rollouts, " in done.stderr
