@@ -29,9 +29,9 @@ MAX_MESSAGE = 1 << 20    # bytes from a session
 MAX_REPLY = MAX_OUTPUT + 100            # the same, with the note that something was cut
 MAX_WAIT = 20            # so many times its own seconds a step may wait for a core
 
-# What a session may reply: a search, or the end of a step, without or with an answer.
-REPLIES = [{"key": str, "search": str}, {"key": str, "text": str, "error": bool, "answer": type(None)},
-           {"key": str, "text": str, "error": bool, "answer": str}]
+# What a session may reply: a search, or the end of a step, with or without an answer.
+REPLIES = [{"key": str, "search": str}, {"key": str, "text": str, "error": bool, "answer": str},
+           {"key": str, "text": str, "error": bool, "answer": type(None)}]
 
 ZYGOTE_FILE = os.path.join(os.path.dirname(os.path.abspath(__file__)), "zygote.py")
 CLEAN_ENV = {"PATH": "/usr/bin:/bin", "LANG": "C.UTF-8", "HOME": "/", "PYTHONHASHSEED": "0",
@@ -134,18 +134,6 @@ class Session:
         self.sock.close()
         if self.pidfd is not None:
             os.close(self.pidfd)
-
-
-def parse(line: bytes, key: str) -> dict[str, Any]:
-    """A session's reply to the message with this key; raises ConnectionError if it is anything else."""
-    try:
-        reply = json.loads(line)
-        types = {name: type(value) for name, value in reply.items()}
-    except (ValueError, AttributeError, RecursionError):
-        raise ConnectionError("not a JSON object") from None
-    if types not in REPLIES or reply["key"] != key:
-        raise ConnectionError("not a reply to this message")
-    return reply
 
 
 def clean(text: str, limit: int = MAX_REPLY) -> str:
@@ -263,7 +251,7 @@ class Interpreter:
         self.session = None
 
     def run(self, code: str) -> Observation:
-        """Run a step. Raises only what the search raises. A killed step leaves the state as it was."""
+        """Run a step; a killed one leaves the state as it was. Raises what the search raises, or SandboxError."""
         if len(code) > MAX_CODE:
             return Observation(f"Error: the code is longer than {MAX_CODE} characters.", None, True)
         try:
@@ -309,9 +297,10 @@ class Interpreter:
         reply, left = self.ask([key, f"<step {number}>", code], key, seconds)
         while "search" in reply:
             query = clean(reply["search"], MAX_ANSWER)
-            if len(searches) >= MAX_SEARCHES:
-                found = "Error: too many searches in one step."
-            elif recorded is not None:
+            if len(searches) == MAX_SEARCHES:              # these are not logged, there may be thousands
+                reply, left = self.ask("Error: too many searches in one step.", key, left)
+                continue
+            if recorded is not None:
                 found = recorded[len(searches)][1] if len(searches) < len(recorded) else ""
             elif self.search is None:
                 found = "Error: there is no web search here."
@@ -330,8 +319,12 @@ class Interpreter:
         """Send a message -> the reply to it, the seconds that are left. Raises Killed."""
         try:
             line, left = self.session.ask(message, seconds)
-            return parse(line, key), left
+            reply = json.loads(line)
+            types = {name: type(value) for name, value in reply.items()}
+            if types in REPLIES and reply["key"] == key:
+                return reply, left
         except TimeoutError:
             raise Killed(f"TimeoutError: the step took longer than {self.seconds} seconds.") from None
-        except OSError:                                    # the connection broke, or what came was forged
-            raise Killed("The interpreter died (a crash, or the memory or processor limit).") from None
+        except (OSError, ValueError, AttributeError, RecursionError):
+            pass                                           # the connection broke, or what came was forged
+        raise Killed("The interpreter died (a crash, or the memory or processor limit).")

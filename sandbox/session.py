@@ -6,7 +6,7 @@ one after the other. What needs more than that fails with an error that says so.
 """
 import ast
 import builtins
-import concurrent.futures
+import concurrent.futures.thread
 import ctypes
 import functools
 import io
@@ -218,6 +218,7 @@ def adapt_libraries() -> None:
             (threading.Thread, "join", join_now), (threading.Condition, "wait", wait_now)]:
         replace(owner, name, function)
     queue.SimpleQueue = queue._PySimpleQueue               # which waits with a Condition
+    concurrent.futures.thread.ThreadPoolExecutor = Pool
     concurrent.futures.ThreadPoolExecutor = Pool
     concurrent.futures.ProcessPoolExecutor = Pool
     logging.getLogger("matplotlib").setLevel("ERROR")      # no warning that it cannot keep its list of fonts
@@ -250,8 +251,7 @@ def describe(error: BaseException) -> str:
     for _ in range(20):                                    # libraries wrap errors of the system in their own
         if isinstance(error, OSError) and not isinstance(error, TimeoutError):
             refused = True
-        if error is not None:
-            error = error.__cause__ or error.__context__
+        error = getattr(error, "__cause__", None) or getattr(error, "__context__", None)
     if refused:
         text += f"({HINT})\n"
     return text
