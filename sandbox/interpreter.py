@@ -251,7 +251,7 @@ class Interpreter:
         self.session = None
 
     def run(self, code: str) -> Observation:
-        """Run a step; a killed one leaves the state as it was. Raises what the search raises, or SandboxError."""
+        """Run a step; a killed one leaves the state as it was. Raises what the search does, SandboxError."""
         if len(code) > MAX_CODE:
             return Observation(f"Error: the code is longer than {MAX_CODE} characters.", None, True)
         try:
