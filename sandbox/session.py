@@ -36,7 +36,7 @@ FOLDER = "/"             # the current folder of model code
 LINUX = sys.platform == "linux"
 
 HINT = ("This interpreter has no network, no processes and no timers. Of files, open() can write, append to "
-        "and read those in the current folder; nothing else works.")
+        "and read those in the current folder, os.remove() can remove them; nothing else works.")
 THREADS_HINT = "Threads run one after the other here, each to its end at its start()."
 DO_WITHOUT_THREADS = ("tqdm", "matplotlib", "rich")        # libraries whose daemon threads need not run
 
@@ -210,6 +210,8 @@ def adapt_libraries() -> None:
     divert("stat", FILES, stat_file)
     divert("lstat", FILES, stat_file)
     divert("access", FILES, bool)
+    divert("remove", FILES, FILES.__delitem__)
+    divert("unlink", FILES, FILES.__delitem__)
     divert("listdir", {FOLDER}, refuse)
     divert("scandir", {FOLDER}, refuse)
     for owner, name, function in [

@@ -104,6 +104,11 @@ OBSERVATIONS = {
     "lazy library import": ("import sympy.physics.units as u\nprint(u.meter)", "meter"),
     "scratch file": ("open('a.txt', 'w').write('é')\nopen('a.txt', 'a').write('b')\nprint(open('a.txt').read())",
                      "éb"),
+    "scratch path": ("from pathlib import Path\np = Path('p')\np.write_text('12')\np.exists(), Path('q').exists(), "
+                     "p.stat().st_size, p.read_bytes(), p.unlink(), p.exists()",
+                     "(True, False, 2, b'12', None, False)"),
+    "removed file": ("import os\nopen('a', 'w').write('1'); os.remove('a'); open('a', 'a').write('2')\nopen('a').read()",
+                     "'2'"),
     "kept file": ("from pathlib import Path\nimport os\np = Path('p')\np.write_text('12')\n"
                   "p.exists(), Path('q').exists(), p.stat().st_size, p.read_bytes(), os.path.isfile('/p'), "
                   "os.path.getsize('p'), os.access('p', os.R_OK), os.path.isdir('p'), os.access('q', os.R_OK)",
@@ -193,7 +198,8 @@ REFUSALS = {                                               # each is an error th
     "move": "import shutil; open('a', 'w').close(); shutil.move('a', 'b')",
     "rmtree": "import shutil; shutil.rmtree('d')",
     "rename": "import os; open('a', 'w').close(); os.rename('a', 'b')",
-    "remove": "import os; open('a', 'w').close(); os.remove('a')",
+    "removes what is not there": "import os; os.remove('a')",
+    "rmdir": "import os; os.rmdir('d')",
     "touch": "from pathlib import Path; Path('a').touch()",
     "chmod": "import os; open('a', 'w').close(); os.chmod('a', 0o600)",
     "mkstemp": "import tempfile; tempfile.mkstemp()",
