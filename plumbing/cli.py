@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from plumbing.values import not_negative, part, positive, seconds, seed, whole
+from sandbox import MODES, SandboxError
 
 
 class InputError(Exception):
@@ -51,7 +52,7 @@ def cli(main: Callable[[argparse.Namespace], None], args: argparse.Namespace) ->
     """Run main(args); what the user can mend ends in one sentence and exit code 2."""
     try:
         main(args)
-    except (InputError, OSError) as error:
+    except (InputError, SandboxError, OSError) as error:
         said = str(error)
         if isinstance(error, OSError):
             if not error.filename:                         # not a file that the user named
@@ -85,9 +86,10 @@ def env_flags(parser: argparse.ArgumentParser) -> None:
     g.add_argument("--search", help="web search: http:URL (Serper's JSON API, key in SEARCH_API_KEY) or "
                                     "local:FILE.jsonl (BM25)")
     g.add_argument("--search-cache", help="SQLite file that keeps the results, shared by processes and runs")
-    g.add_argument("--sandbox", choices=["auto", "strict", "off"], default="auto",
-                   help="auto names missing layers of isolation, strict refuses to run without them, "
-                        "off runs code unsealed")
+    g.add_argument("--sandbox", choices=MODES, default="auto",
+                   help="auto refuses to run without seccomp and names other missing layers of isolation, "
+                        "strict refuses if any is missing, without-seccomp accepts that code can use the "
+                        "network and send signals, off runs it unsealed")
     g.add_argument("--preload", action=argparse.BooleanOptionalAction, default=True,
                    help="load numpy and sympy in every interpreter; without them it starts in half the time")
 

@@ -2,7 +2,7 @@
 
 Trainer -> zygote (zygote.py) -> one session (session.py) per Interpreter. README.md says what this covers.
 
-A session *is* its log of (code, search replies). A fork, and the recovery after a killed step, replay the log
+A session *is* its log of (code, searches). A fork, and the recovery after a killed step, replay the log
 in a new process with the same hash seed, random numbers and replies, so no search is made twice. Only code
 that reads the clock or memory addresses can differ in a replay.
 """
@@ -21,16 +21,27 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Any, NamedTuple
 
-from .session import LINUX, MAX_ANSWER, MAX_OUTPUT
+from .session import LINUX, MAX_ANSWER, MAX_OUTPUT, THREADS_HINT
 
 MAX_CODE = 60_000        # characters of a step
 MAX_SEARCHES = 20        # in one step
 MAX_MESSAGE = 1 << 20    # bytes from a session
 MAX_REPLY = MAX_OUTPUT + 100            # the same, with the note that something was cut
+MAX_WAIT = 20            # so many times its own seconds a step may wait for a core
+
+# What a session may reply: a search, or the end of a step, with or without an answer.
+REPLIES = [{"key": str, "search": str}, {"key": str, "text": str, "error": bool, "answer": str},
+           {"key": str, "text": str, "error": bool, "answer": type(None)}]
 
 ZYGOTE_FILE = os.path.join(os.path.dirname(os.path.abspath(__file__)), "zygote.py")
 CLEAN_ENV = {"PATH": "/usr/bin:/bin", "LANG": "C.UTF-8", "HOME": "/", "PYTHONHASHSEED": "0",
-             "PYTHONSAFEPATH": "1", "PYTHONNOUSERSITE": "1", "OPENBLAS_NUM_THREADS": "1"}
+             "PYTHONSAFEPATH": "1", "PYTHONNOUSERSITE": "1", "OPENBLAS_NUM_THREADS": "1",
+             "MPLBACKEND": "Agg", "MPLCONFIGDIR": "/tmp", "TQDM_DISABLE": "1"}
+
+# What --sandbox may be, and the layers that may then be missing.
+MODES = {"auto": ["Landlock"], "strict": [], "without-seccomp": ["seccomp"], "off": ["all"]}
+
+Searches = list[tuple[str, str]]                           # of a step: query and reply
 
 
 class Observation(NamedTuple):
@@ -39,46 +50,33 @@ class Observation(NamedTuple):
     error: bool            # an exception, or the step was killed
 
 
+class SandboxError(Exception):
+    """Model code cannot be sealed as `--sandbox` wants it; the message is one sentence that says why."""
+
+
 def set_sandbox(mode: str, preload: bool = True) -> None:
-    """auto: use the layers there are, name the missing; strict: refuse if one is missing; off: use none.
+    """Choose one of MODES and start; raises SandboxError if a layer is missing that must not.
 
     preload: have numpy and sympy loaded for all sessions; without, a session starts in half the time.
     """
-    if mode not in ("auto", "strict", "off"):
-        raise ValueError(f"--sandbox {mode}: not auto, strict or off")
+    if mode not in MODES:
+        raise ValueError(f"--sandbox {mode}: not one of {', '.join(MODES)}")
+    ZYGOTE.stop()
     ZYGOTE.mode = mode
     ZYGOTE.preload = preload
-    ZYGOTE.stop()
+    ZYGOTE.start()
 
 
 class Killed(Exception):
     """A session is gone; the message says why."""
+    state = "The variables are as before this step."
+
+
+class Lost(Killed):
+    state = "It happened when earlier steps were repeated: all is lost."
 
 
 # ---- one session, seen from here ----
-
-class Deadline:
-    """The time that a process has left. Its waiting for a core does not count, up to the same time again.
-
-    Otherwise a step could fail only because the machine is busy.
-    """
-
-    def __init__(self, seconds: float, pid: int) -> None:
-        self.seconds = seconds
-        self.pid = pid
-        self.end = time.monotonic() + seconds
-        self.waited_before = self.waited()
-
-    def waited(self) -> float:
-        """Seconds in which the process was ready to run while others had the cores; 0 if not known."""
-        with suppress(OSError, IndexError), open(f"/proc/{self.pid}/schedstat", "rb", 0) as file:
-            return int(file.read().split()[1]) / 1e9
-        return 0.0
-
-    def left(self) -> float:
-        waited = self.waited() - self.waited_before
-        return self.end - time.monotonic() + min(waited, self.seconds)
-
 
 class Session:
     """The trainer's end of a session: the socket to it and its process id."""
@@ -89,16 +87,20 @@ class Session:
         self.pidfd = os.pidfd_open(pid) if LINUX else None # stays true when the number is used again
         self.owner = os.getpid()                           # a fork of the trainer must not use or kill it
 
-    def send(self, message: Any, seconds: float) -> None:
+    def ask(self, message: Any, seconds: float) -> tuple[bytes, float]:
+        """Send a message and have the session run until it replies. -> a line, the seconds that are left
+
+        It may send anything at any pace. Its waiting for a core does not count, within bounds: a step must
+        not fail because the machine is busy.
+        """
+        self.signal(signal.SIGCONT)
         self.sock.settimeout(seconds)
         self.sock.sendall(json.dumps(message).encode() + b"\n")
-
-    def receive(self, seconds: float) -> tuple[bytes, float]:
-        """-> a line, the seconds that are left. The session may send anything at any pace."""
-        deadline = Deadline(seconds, self.pid)
+        start = time.monotonic()
+        waited_before = self.waited()
+        left = seconds
         line = b""
         while not line.endswith(b"\n"):
-            left = deadline.left()
             if left <= 0.01:
                 raise TimeoutError
             self.sock.settimeout(left)
@@ -107,37 +109,36 @@ class Session:
                 line += chunk
                 if not chunk or len(line) > MAX_MESSAGE:
                     raise ConnectionError
-        return line, max(deadline.left(), 0.01)
+            waited = min(self.waited() - waited_before, MAX_WAIT * seconds)
+            left = seconds + waited - (time.monotonic() - start)
+        self.signal(signal.SIGSTOP)                        # nothing runs between steps
+        return line, max(left, 0.01)
+
+    def waited(self) -> float:
+        """Seconds in which the process was ready to run while others had the cores; 0 if not known."""
+        with suppress(OSError, IndexError), open(f"/proc/{self.pid}/schedstat", "rb", 0) as file:
+            return int(file.read().split()[1]) / 1e9
+        return 0.0
+
+    def signal(self, number: int) -> None:
+        with suppress(ProcessLookupError):
+            if self.pidfd is None:
+                os.kill(self.pid, number)
+            else:
+                signal.pidfd_send_signal(self.pidfd, number)
 
     def kill(self) -> None:
         """End the session at once; a fork of the trainer only lets go of it."""
         if os.getpid() == self.owner:
-            with suppress(ProcessLookupError):
-                if self.pidfd is None:
-                    os.kill(self.pid, signal.SIGKILL)
-                else:
-                    signal.pidfd_send_signal(self.pidfd, signal.SIGKILL)
+            self.signal(signal.SIGKILL)
         self.sock.close()
         if self.pidfd is not None:
             os.close(self.pidfd)
 
 
-def parse(line: bytes, key: str) -> dict[str, Any]:
-    """A session's reply to the message with this key; raises ConnectionError if it is anything else."""
-    try:
-        reply = json.loads(line)
-    except (ValueError, RecursionError):
-        raise ConnectionError("not JSON") from None
-    if not isinstance(reply, dict) or reply.get("key") != key:
-        raise ConnectionError("not the reply to this message")
-    return reply
-
-
-def clean(text: Any, limit: int = MAX_REPLY) -> str:
+def clean(text: str, limit: int = MAX_REPLY) -> str:
     """Text of a session or a search, without what JSON and tokenizers choke on (surrogates, NUL)."""
-    if not isinstance(text, str):
-        return ""
-    return text[:limit].replace("\0", "\\x00").encode("utf-8", "backslashreplace").decode()
+    return text[:limit].replace("\0", "\\x00").encode("utf-8", "backslashreplace").decode()[:limit]
 
 
 # ---- the zygote, seen from here ----
@@ -152,15 +153,13 @@ class Zygote:
 
     def forget(self) -> None:
         """Have none. Also called after a fork of the trainer: parent and child do not share a zygote."""
-        cores = len(os.sched_getaffinity(0)) if LINUX else os.cpu_count()
-        ranks = int(os.environ.get("LOCAL_WORLD_SIZE", 1)) # processes that torchrun started on this machine
-        self.slots = threading.Semaphore(max(cores // ranks, 1))       # steps that may compute at once
         self.lock = threading.Lock()
         self.process: subprocess.Popen | None = None
 
     def start(self) -> None:
+        """Start it and hear which layers are missing; raises SandboxError if one must not."""
         if self.mode != "off" and not LINUX:
-            raise RuntimeError("the sandbox needs Linux; --sandbox off runs model code unprotected")
+            raise SandboxError("the sandbox needs Linux; --sandbox off runs model code unprotected")
         hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
         if LINUX and hard > 1024:                          # a session takes two file descriptors
             resource.setrlimit(resource.RLIMIT_NOFILE, (min(hard, 1 << 16), hard))
@@ -172,10 +171,15 @@ class Zygote:
             env=CLEAN_ENV | inherited, cwd="/", start_new_session=True,
             stdin=child, stdout=subprocess.DEVNULL)
         child.close()
-        ready = self.control.recv(1)                       # + all layers are there, - some are missing
-        if not ready or (ready == b"-" and self.mode == "strict"):
+        with self.control.makefile("rb") as file:
+            line = file.readline()
+        missing = json.loads(line or '{"start": "its process ended; the reason is above"}')
+        must_not = [why for layer, why in missing.items() if layer not in MODES[self.mode]]
+        if must_not:
             self.stop()
-            raise RuntimeError(f"the sandbox (--sandbox {self.mode}) cannot start; the reason is above")
+            raise SandboxError(f"--sandbox {self.mode} cannot start: {'; '.join(must_not)}")
+        for why in missing.values():
+            print("sandbox:", why, file=sys.stderr, flush=True)
 
     def stop(self) -> None:
         if self.process:
@@ -186,24 +190,30 @@ class Zygote:
     def session(self, memory: int) -> Session:
         """A new session that may use so many bytes; raises Killed."""
         try:
-            with self.lock:
-                if self.process is None or self.process.poll() is not None:
-                    self.start()
-                self.control.settimeout(60)
-                self.control.sendall(b"+")
-                pid, descriptors, _, _ = socket.recv_fds(self.control, 16, 1)
-            if not pid:
-                raise ConnectionError("its zygote died")
-            if not descriptors:                            # the kernel drops one for which there is no room
-                raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
-            sock = socket.socket(fileno=descriptors[0])
-            if int(pid) < 0:
-                raise ChildProcessError("no memory or no process is left")
-            sock.set_inheritable(False)
-            sock.sendall(b"%d\n" % memory)
-            return Session(sock, int(pid))
+            with suppress(ConnectionError, ProcessLookupError):
+                return self.take_session(memory)
+            return self.take_session(memory)               # the one that waited had died: once more
         except OSError as error:                           # no file descriptor, process or memory; it died
             raise Killed(f"The interpreter could not start ({error}).") from None
+
+    def take_session(self, memory: int) -> Session:
+        """The session that waits to be needed; raises OSError."""
+        with self.lock:
+            if self.process is None or self.process.poll() is not None:
+                self.start()
+            self.control.settimeout(60)
+            self.control.sendall(b"+")
+            pid, descriptors, _, _ = socket.recv_fds(self.control, 16, 1)
+        if not pid:
+            raise ConnectionError("its zygote died")
+        if not descriptors:                                # the kernel drops one for which there is no room
+            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+        sock = socket.socket(fileno=descriptors[0])
+        if int(pid) < 0:
+            raise ChildProcessError("no memory or no process is left")
+        sock.set_inheritable(False)
+        sock.sendall(b"%d\n" % memory)
+        return Session(sock, int(pid))
 
 
 ZYGOTE = Zygote()
@@ -221,7 +231,7 @@ class Interpreter:
         self.search = search
         self.seconds = seconds
         self.memory = memory
-        self.log: list[tuple[str, list[str]]] = []         # of each step the code and the search replies
+        self.log: list[tuple[str, Searches]] = []          # the code and the searches of each step
         self.lost = False                                  # whether a step ran in a state that is not its own
         self.session: Session | None = None                # none before the first step, and after close()
         self.end_session: Callable[[], None] | None = None
@@ -241,7 +251,7 @@ class Interpreter:
         self.session = None
 
     def run(self, code: str) -> Observation:
-        """Run a step. Raises only what the search raises. A killed step leaves the state as it was."""
+        """Run a step; a killed one leaves the state as it was. Raises what the search does, SandboxError."""
         if len(code) > MAX_CODE:
             return Observation(f"Error: the code is longer than {MAX_CODE} characters.", None, True)
         try:
@@ -249,14 +259,15 @@ class Interpreter:
                 self.close()
             if not self.session:
                 self.start()
-            observation, replies = self.run_new(code)
+            observation, searches = self.step(len(self.log) + 1, code)
         except Killed as reason:
             self.close()
-            return Observation(f"Error: {reason} The variables are as before this step.", None, True)
+            hint = f" {THREADS_HINT}" if "thread" in code.lower() else ""
+            return Observation(f"Error: {reason} {reason.state}{hint}", None, True)
         except BaseException:                              # of the search; Ctrl-C. The next step replays
             self.close()
             raise
-        self.log.append((code, replies))
+        self.log.append((code, searches))
         return observation
 
     def start(self) -> None:
@@ -265,56 +276,55 @@ class Interpreter:
         self.lost = True
         self.session = ZYGOTE.session(self.memory)
         self.end_session = weakref.finalize(self, self.session.kill)   # by close(), or when this is gone
-        if self.log:
-            try:
-                self.replay()
-            except Killed as reason:
-                self.log = []
-                raise Killed(f"{reason} It happened when earlier steps were repeated: all is lost.") from None
+        try:
+            for number, (code, searches) in enumerate(self.log, 1):
+                self.step(number, code, searches)
+            if self.log:
+                self.step(0, "", [])                       # does it still answer?
+        except Killed as reason:
+            self.log = []
+            raise Lost(*reason.args) from None
         self.lost = lost_before
 
-    def replay(self) -> None:
-        """Have all steps of the log run in a new session, then an empty one: does it still answer?"""
-        steps = [(f"<step {n}>", code, replies) for n, (code, replies) in enumerate(self.log, 1)]
-        key = new_key()
-        self.ask([key, steps], key, 2 * self.seconds * len(steps))
-        key = new_key()
-        self.ask([key, [("<step 0>", "", [])]], key, self.seconds)
+    def step(self, number: int, code: str, recorded: Searches | None = None) -> tuple[Observation, Searches]:
+        """Run a step, or one of the log with its recorded searches, in the session.
 
-    def run_new(self, code: str) -> tuple[Observation, list[str]]:
-        """Run a step that is not in the log. -> what the model sees, the replies to its searches"""
-        replies = []
-        key = new_key()
-        step = (f"<step {len(self.log) + 1}>", code, None)             # None: searches are to be made
-        reply, left = self.ask([key, [step]], key, self.seconds)
+        -> what the model sees, the searches. Raises Killed, also if the searches are not the recorded ones.
+        """
+        searches = []
+        key = os.urandom(8).hex()                          # a line that an earlier step left does not have it
+        seconds = self.seconds if recorded is None else 2 * self.seconds
+        reply, left = self.ask([key, f"<step {number}>", code], key, seconds)
         while "search" in reply:
-            if len(replies) >= MAX_SEARCHES:
-                found = "Error: too many searches in one step."
+            query = clean(reply["search"], MAX_ANSWER)
+            if len(searches) == MAX_SEARCHES:              # these are not logged, there may be thousands
+                reply, left = self.ask("Error: too many searches in one step.", key, left)
+                continue
+            if recorded is not None:
+                found = recorded[len(searches)][1] if len(searches) < len(recorded) else ""
             elif self.search is None:
                 found = "Error: there is no web search here."
             else:
-                found = clean(self.search(clean(reply["search"], MAX_ANSWER)))
-            replies.append(found)
+                found = clean(self.search(query))
+            searches.append((query, found))
             reply, left = self.ask(found, key, left)
-        text = clean(reply.get("text")).rstrip()
-        answer = reply.get("answer")
+        if recorded is not None and searches != recorded:
+            raise Killed(f"Step {number} made other searches than before.")
+        answer = reply["answer"]
         if answer is not None:
-            answer = clean(answer)
-        return Observation(text or "None", answer, bool(reply.get("error"))), replies
+            answer = clean(answer, MAX_ANSWER)
+        return Observation(clean(reply["text"]).rstrip() or "None", answer, reply["error"]), searches
 
     def ask(self, message: Any, key: str, seconds: float) -> tuple[dict[str, Any], float]:
         """Send a message -> the reply to it, the seconds that are left. Raises Killed."""
         try:
-            with ZYGOTE.slots:                             # waiting for a slot, or a search, does not count
-                self.session.send(message, seconds)
-                line, left = self.session.receive(seconds)
-            return parse(line, key), left
+            line, left = self.session.ask(message, seconds)
+            reply = json.loads(line)
+            types = {name: type(value) for name, value in reply.items()}
+            if types in REPLIES and reply["key"] == key:
+                return reply, left
         except TimeoutError:
             raise Killed(f"TimeoutError: the step took longer than {self.seconds} seconds.") from None
-        except OSError:                                    # the connection broke, or what came was forged
-            raise Killed("The interpreter died (a crash, or the memory or processor limit).") from None
-
-
-def new_key() -> str:
-    """For one message. A line that an earlier step left behind does not have the key of this one."""
-    return os.urandom(8).hex()
+        except (OSError, ValueError, AttributeError, RecursionError):
+            pass                                           # the connection broke, or what came was forged
+        raise Killed("The interpreter died (a crash, or the memory or processor limit).")

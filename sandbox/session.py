@@ -1,259 +1,229 @@
 """A session: the process that runs model code, one `Interpreter`'s steps and nothing else.
 
 The zygote imports this file, and every session is a fork of the zygote. What the kernel refuses stays refused
-here. Two things that honest code needs are imitated without any right: files in a scratch folder that is only
-in memory, and threads that run one after the other.
+here. Two things that honest code needs work without any right: open() keeps files in memory, and threads run
+one after the other. What needs more than that fails with an error that says so.
 """
 import ast
 import builtins
 import concurrent.futures.thread
 import ctypes
-import errno
+import functools
 import io
 import json
 import linecache
+import logging
 import os
+import queue
 import random
 import resource
 import signal
 import socket
 import sys
-import tempfile
 import threading
+import time
 import traceback
 import types
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from contextlib import suppress
 from typing import Any
 
 MAX_OUTPUT = 10_000      # characters of an observation or a search reply; the middle of a longer one is cut
+HALF = MAX_OUTPUT // 2
 MAX_ANSWER = 2_000       # characters of a final answer or a search query
 CPU_SECONDS = 600        # of a session in all; `Interpreter(seconds=)` is per step
-SCRATCH = "/scratch"     # the current folder of model code
+FOLDER = "/"             # the current folder of model code
 LINUX = sys.platform == "linux"
 
+HINT = ("This interpreter has no network, no processes and no timers. Of files, open() can write, append to "
+        "and read those in the current folder, os.remove() can remove them; nothing else works.")
+THREADS_HINT = "Threads run one after the other here, each to its end at its start()."
+DO_WITHOUT_THREADS = ("tqdm", "matplotlib", "rich")        # libraries whose daemon threads need not run
+
 AnyPath = str | bytes | int | os.PathLike
+FILES: dict[str, bytearray] = {}                           # absolute path: content
+REAL_OPEN = io.open
 
 
 # ---- what a step printed ----
 
 class Output(io.TextIOBase):
-    """Standard output: keeps the first and the last MAX_OUTPUT / 2 characters and counts those between."""
+    """Standard output: keeps the first and the last characters and counts those between."""
     encoding = "utf-8"
-
-    def __init__(self) -> None:
-        self.clear()
+    head = ""                # the first HALF characters
+    tail = ""                # the last of those after them
+    total = 0                # characters written
 
     def reconfigure(self, **options: Any) -> None:
         """Programs call this on sys.stdout; there is nothing to change."""
 
     def clear(self) -> None:
         vars(self).clear()                                 # also what model code put there
-        self.head = []
-        self.tail = ""
-        self.total = 0
 
     def write(self, text: str) -> int:
         if not isinstance(text, str):
             raise TypeError(f"write() argument must be str, not {type(text).__name__}")
-        half = MAX_OUTPUT // 2
-        room = max(half - self.total, 0)                   # characters that the head can still take
-        if room > 0:
-            self.head.append(text[:room])
-        rest = text[max(room, len(text) - half):]          # of a huge text, only what the tail can hold
-        self.tail = (self.tail + rest)[-half:]
+        room = HALF - len(self.head)
+        self.head += text[:room]
+        rest = text[room:]
+        self.tail = (self.tail + rest[-HALF:])[-HALF:]
         self.total += len(text)
         return len(text)
 
     def text(self) -> str:
-        cut = self.total - MAX_OUTPUT // 2 - len(self.tail)
-        if cut > 0:
-            return "".join(self.head) + f"\n... [{cut} characters cut] ...\n" + self.tail
-        return "".join(self.head) + self.tail
+        cut = self.total - len(self.head) - len(self.tail)
+        if cut == 0:
+            return self.head + self.tail
+        return f"{self.head}\n... [{cut} characters cut] ...\n{self.tail}"
 
 
-# ---- imitations: files in memory, threads in turn ----
+# ---- files in memory ----
 
-class File(io.BytesIO):
-    """An open file of the scratch folder. What was written is kept on flush and on close."""
+class Writer(io.RawIOBase):
+    """A file that is open for writing: appends to its content."""
 
-    def __init__(self, files: dict[str, bytes], name: str, mode: str) -> None:
-        super().__init__(b"" if "w" in mode else files.get(name, b""))
-        self.files = files
+    def __init__(self, content: bytearray, name: AnyPath) -> None:
+        self.content = content
         self.name = name
-        self.mode = mode
-        if "a" in mode:
-            self.seek(0, io.SEEK_END)
-        self.flush()                                       # "w" empties the file, "a" and "x" make it
-
-    def readable(self) -> bool:
-        return "r" in self.mode or "+" in self.mode
 
     def writable(self) -> bool:
-        return any(letter in self.mode for letter in "wax+")
+        return True
 
-    def flush(self) -> None:
-        if not self.closed and self.writable():
-            self.files[self.name] = self.getvalue()
-
-    def close(self) -> None:
-        self.flush()
-        super().close()
+    def write(self, data: memoryview) -> int:
+        self.content += data
+        return len(data)
 
 
-def expect(condition: bool, number: int, path: AnyPath) -> None:
-    """Raise the OSError of this errno, as FileNotFoundError for ENOENT, unless the condition holds."""
-    if not condition:
-        raise OSError(number, os.strerror(number), path)
-
-
-class Scratch:
-    """open() and common functions of os, for a current folder that is only in this process's memory.
-
-    Nothing is written anywhere. Paths outside the folder go to the real functions, and the kernel decides.
-    """
-
-    def __init__(self) -> None:
-        self.files: dict[str, bytes] = {}
-        self.folders = {SCRATCH}
-        self.real_open = io.open
-        self.real_os = types.SimpleNamespace(**vars(os))
-
-    def find(self, path: AnyPath) -> str | None:
-        """The absolute path if it is in the scratch folder, else None; a file descriptor is never in it."""
-        if not isinstance(path, (str, bytes, os.PathLike)):
-            return None
-        full = os.path.normpath(os.path.join(SCRATCH, os.fsdecode(path)))
-        if full == SCRATCH or full.startswith(SCRATCH + "/"):
-            return full
+def in_folder(path: AnyPath | None) -> str | None:
+    """The absolute path of FOLDER or of what is in it; None for other paths and file descriptors."""
+    if not isinstance(path, (str, bytes, os.PathLike)):
         return None
-
-    def open(self, file: AnyPath, mode: str = "r", buffering: int = -1, encoding: str | None = None,
-             errors: str | None = None, newline: str | None = None, closefd: bool = True,
-             opener: Callable | None = None) -> Any:
-        name = self.find(file)
-        letters = set(mode)
-        proper = letters <= set("rwxabt+") and len(letters & set("rwxa")) == 1
-        if name is None or opener or not proper:           # the real open() knows the error of a wrong mode
-            return self.real_open(file, mode, buffering, encoding, errors, newline, closefd, opener)
-        expect(name not in self.folders, errno.EISDIR, file)
-        if "x" in mode:
-            expect(name not in self.files, errno.EEXIST, file)
-        if "r" in mode:
-            expect(name in self.files, errno.ENOENT, file)
-        else:
-            expect(os.path.dirname(name) in self.folders, errno.ENOENT, file)
-        raw = File(self.files, name, mode)
-        if "b" in mode:
-            return raw
-        return io.TextIOWrapper(raw, encoding or "utf-8", errors, newline)
-
-    def stat(self, path: AnyPath, **options: Any) -> os.stat_result:
-        name = self.find(path)
-        if name is None:
-            return self.real_os.stat(path, **options)
-        if name in self.files:
-            return os.stat_result((0o100644, 0, 0, 1, 0, 0, len(self.files[name]), 0, 0, 0))    # a file
-        expect(name in self.folders, errno.ENOENT, path)
-        return os.stat_result((0o040755, 0, 0, 1, 0, 0, 0, 0, 0, 0))                            # a folder
-
-    def listdir(self, path: AnyPath = ".") -> list[str]:
-        name = self.find(path)
-        if name is None:
-            return self.real_os.listdir(path)
-        expect(name in self.folders, errno.ENOENT, path)
-        everything = [*self.folders, *self.files]
-        return [os.path.basename(full) for full in everything if os.path.dirname(full) == name]
-
-    def remove(self, path: AnyPath, **options: Any) -> None:
-        name = self.find(path)
-        if name is None:
-            self.real_os.remove(path, **options)
-            return
-        expect(name in self.files, errno.ENOENT, path)
-        del self.files[name]
-
-    def replace(self, source: AnyPath, target: AnyPath, **options: Any) -> None:
-        old = self.find(source)
-        new = self.find(target)
-        if old is None or new is None:
-            self.real_os.replace(source, target, **options)
-            return
-        expect(old in self.files and os.path.dirname(new) in self.folders, errno.ENOENT, source)
-        self.files[new] = self.files.pop(old)
-
-    def mkdir(self, path: AnyPath, mode: int = 0o777, **options: Any) -> None:
-        name = self.find(path)
-        if name is None:
-            self.real_os.mkdir(path, mode, **options)
-            return
-        expect(name not in self.files and name not in self.folders, errno.EEXIST, path)
-        expect(os.path.dirname(name) in self.folders, errno.ENOENT, path)
-        self.folders.add(name)
-
-    def getcwd(self) -> str:
-        return SCRATCH
-
-    def temporary(self, mode: str = "w+b", buffering: int = -1, encoding: str | None = None,
-                  newline: str | None = None, suffix: str | None = None, *_: Any, **__: Any) -> Any:
-        name = f"{SCRATCH}/tmp{len(self.files)}{suffix or ''}"
-        return self.open(name, mode, encoding=encoding, newline=newline)
+    full = os.path.abspath(os.fsdecode(path))
+    return full if os.path.dirname(full) == FOLDER else None
 
 
-def imitate_files() -> None:
-    """Put a Scratch in the place of open() and of the common functions of os and tempfile."""
-    scratch = Scratch()
-    builtins.open = scratch.open
-    io.open = scratch.open
-    os.stat = scratch.stat
-    os.lstat = scratch.stat
-    os.listdir = scratch.listdir
-    os.remove = scratch.remove
-    os.unlink = scratch.remove
-    os.rename = scratch.replace
-    os.replace = scratch.replace
-    os.mkdir = scratch.mkdir
-    os.getcwd = scratch.getcwd
-    tempfile.tempdir = SCRATCH
-    tempfile.NamedTemporaryFile = scratch.temporary
-    tempfile.TemporaryFile = scratch.temporary
+def open_file(file: AnyPath, mode: str = "r", buffering: int = -1, encoding: str | None = None,
+              errors: str | None = None, newline: str | None = None, *others: Any, **options: Any) -> Any:
+    """open() for the files in memory. Everything else goes to the real open(), and the kernel decides."""
+    name = in_folder(file)
+    known = name in FILES
+    free = name is not None and not os.path.lexists(name)
+    kind = str(mode).replace("t", "").replace("b", "")
+    possible = {"r": known, "w": known or free, "a": known or free, "x": free}
+    if others or options or not buffering or not possible.get(kind):
+        return REAL_OPEN(file, mode, buffering, encoding, errors, newline, *others, **options)
+    if kind == "r":
+        raw = io.BytesIO(FILES[name])
+        raw.name = file
+        buffered = io.BufferedReader(raw)
+    else:
+        if kind == "w" or not known:
+            FILES[name] = bytearray()
+        buffered = io.BufferedWriter(Writer(FILES[name], file))
+    if "b" in mode:
+        return buffered
+    return io.TextIOWrapper(buffered, encoding or "utf-8", errors, newline, buffering == 1)
+
+
+def stat_file(name: str) -> os.stat_result:
+    number = hash(name) % (1 << 32)                        # tells files apart, and is the same in a replay
+    now = int(time.time())                                 # when it was written is not kept
+    return os.stat_result((0o100644, number, 0, 1, 0, 0, len(FILES[name]), now, now, now))
+
+
+def divert(function: str, paths: Container[str], instead: Callable[[str], Any]) -> None:
+    """Have a function of os do something else for these paths."""
+    original = getattr(os, function)
+
+    def diverted(path: AnyPath = ".", *args: Any, **options: Any) -> Any:
+        name = in_folder(path)
+        if name in paths:
+            return instead(name)
+        return original(path, *args, **options)
+
+    replace(os, function, diverted)
+
+
+def replace(owner: Any, name: str, function: Callable) -> None:
+    """Put a function in the place of another, under its name."""
+    setattr(owner, name, functools.wraps(getattr(owner, name))(function))
+
+
+def refuse(*args: Any, **options: Any) -> None:
+    """Not with an OSError, which glob and os.walk would swallow to find nothing."""
+    raise NotImplementedError(HINT)
+
+
+def no_network(*args: Any, **options: Any) -> None:
+    raise socket.gaierror(socket.EAI_FAIL, "this interpreter has no network")
+
+
+# ---- threads in turn ----
+
+class Pool(concurrent.futures.Executor):
+    """A pool that does its work at once and in its order."""
+
+    def __init__(self, max_workers: int | None = None, thread_name_prefix: str = "",
+                 initializer: Callable | None = None, initargs: tuple = (), **options: Any) -> None:
+        if initializer:
+            initializer(*initargs)
+
+    def submit(self, function: Callable, /, *args: Any, **kwargs: Any) -> concurrent.futures.Future:
+        future = concurrent.futures.Future()
+        try:
+            future.set_result(function(*args, **kwargs))
+        except BaseException as error:                     # any error of model code is the future's
+            future.set_exception(error)
+        return future
 
 
 def start_now(thread: threading.Thread) -> None:
     """Thread.start: the whole run of the thread."""
-    thread._started.set()
-    try:
-        thread.run()
-    except BaseException as error:                         # any error of model code is the thread's own
+    if thread.daemon or isinstance(thread, threading.Timer):
+        starter = sys._getframe(1).f_globals.get("__name__", "")
+        if starter.split(".")[0] not in DO_WITHOUT_THREADS:
+            raise RuntimeError(f"daemon threads and timers cannot run. {THREADS_HINT}")
+        return
+    number = threading.get_ident()
+    starter = threading.current_thread()
+    threading._active[number] = thread                     # what current_thread() is in the run
+    error = Pool().submit(thread.run).exception()
+    threading._active[number] = starter
+    if error is not None and not isinstance(error, SystemExit):
         print(f"Exception in thread {thread.name}:\n{describe(error)}", file=sys.stderr)
-
-
-def submit_now(executor: concurrent.futures.Executor, function: Callable, /, *args: Any,
-               **kwargs: Any) -> concurrent.futures.Future:
-    """Executor.submit: -> a future that is already done."""
-    future = concurrent.futures.Future()
-    try:
-        future.set_result(function(*args, **kwargs))
-    except BaseException as error:                         # any error of model code is the future's
-        future.set_exception(error)
-    return future
 
 
 def join_now(thread: threading.Thread, timeout: float | None = None) -> None:
     """Thread.join: a thread has ended when its start() returns."""
 
 
-def never_alive(thread: threading.Thread) -> bool:
+def wait_now(condition: threading.Condition, timeout: float | None = None) -> bool:
+    """Condition.wait, with which queues, events and futures wait: nobody is there who could end it."""
+    if timeout is None:
+        raise RuntimeError(f"this would wait for ever. {THREADS_HINT}")
+    time.sleep(max(timeout, 0))
     return False
 
 
-def imitate_threads() -> None:
-    """Let threads and pools do their work at once and in their order: the same in every replay."""
-    threading.Thread.start = start_now
-    threading.Thread.join = join_now
-    threading.Thread.is_alive = never_alive
-    concurrent.futures.ThreadPoolExecutor.submit = submit_now
-    concurrent.futures.ProcessPoolExecutor = concurrent.futures.ThreadPoolExecutor
+def adapt_libraries() -> None:
+    """Put all this in place, in the zygote: what model code meets is the same in every replay."""
+    divert("stat", FILES, stat_file)
+    divert("lstat", FILES, stat_file)
+    divert("access", FILES, bool)
+    divert("remove", FILES, FILES.__delitem__)
+    divert("unlink", FILES, FILES.__delitem__)
+    divert("listdir", {FOLDER}, refuse)
+    divert("scandir", {FOLDER}, refuse)
+    for owner, name, function in [
+            (builtins, "open", open_file), (io, "open", open_file), (socket, "getaddrinfo", no_network),
+            (os, "system", refuse), (signal, "alarm", refuse), (threading.Thread, "start", start_now),
+            (threading.Thread, "join", join_now), (threading.Condition, "wait", wait_now)]:
+        replace(owner, name, function)
+    queue.SimpleQueue = queue._PySimpleQueue               # which waits with a Condition
+    concurrent.futures.thread.ThreadPoolExecutor = Pool
+    concurrent.futures.ThreadPoolExecutor = Pool
+    concurrent.futures.ProcessPoolExecutor = Pool
+    logging.getLogger("matplotlib").setLevel("ERROR")      # no warning that it cannot keep its list of fonts
 
 
 # ---- a step ----
@@ -277,10 +247,15 @@ def describe(error: BaseException) -> str:
     report = traceback.TracebackException(type(error), error, error.__traceback__, limit=-100)
     report.stack[:] = [frame for frame in report.stack if frame.filename.startswith("<step ")][-6:]
     text = "".join(report.format(chain=False))
-    if isinstance(error, PermissionError) or "start new thread" in text:
-        text += "(The interpreter has no network and no processes, and files only in its current folder.)\n"
     if isinstance(error, EOFError):
         text += "(Nobody answers input() here.)\n"
+    refused = "start new thread" in text or "unable to open" in text       # by _thread, by sqlite3
+    for _ in range(20):                                    # libraries wrap errors of the system in their own
+        if isinstance(error, OSError) and not isinstance(error, TimeoutError):
+            refused = True
+        error = getattr(error, "__cause__", None) or getattr(error, "__context__", None)
+    if refused:
+        text += f"({HINT})\n"
     return text
 
 
@@ -302,8 +277,7 @@ class Session:
         self.builtins = vars(sys.modules["builtins"])
         self.builtins.update(vars(builtins))
         self.memory = 0                                    # bytes
-        self.key = ""                                      # the trainer's, of the steps that it sent last
-        self.replies: list[str] | None = None              # recorded search replies; None in a new step
+        self.key = ""                                      # the trainer's, of the step that it sent last
         self.answers: list[str] = []                       # final answers of the step
         self.found: set[str] = set()                       # all search replies
 
@@ -318,11 +292,8 @@ class Session:
 
     def web_search(self, query: str) -> str:
         """Search the web. -> the text of the results"""
-        if self.replies is None:
-            self.send({"key": self.key, "search": str(query)[:MAX_ANSWER]})
-            reply = self.receive()
-        else:
-            reply = self.replies.pop(0)
+        self.send({"key": self.key, "search": str(query)[:MAX_ANSWER]})
+        reply = self.receive()
         self.found.add(reply)
         return reply
 
@@ -342,6 +313,7 @@ class Session:
 
     def restore_names(self) -> None:
         """Put back what an earlier step may have deleted or replaced."""
+        sys.stdin = io.StringIO()                          # exit() closes it
         sys.stdout = self.out
         sys.stderr = self.out
         sys.modules["__main__"] = self.main
@@ -369,19 +341,17 @@ class Session:
             return True
 
     def run_steps(self) -> None:
-        """Run what the trainer sends, a new step or a log to repeat; report on the last step of each line."""
+        """Run what the trainer sends, step by step, and report on each."""
         while True:
-            self.key, steps = self.receive()
-            for name, code, replies in steps:
-                self.replies = replies
-                failed = self.run_step(name, code)
+            self.key, name, code = self.receive()
+            failed = self.run_step(name, code)
             answer = self.answers[-1] if self.answers else None
             self.send({"key": self.key, "text": self.out.text(), "answer": answer, "error": failed})
 
 
-# The names that the model reads in its errors, and that recorded prefixes hold.
-Session.web_search.__qualname__ = "session.<locals>.web_search"
-Session.final_answer_print.__qualname__ = "session.<locals>.final_answer_print"
+# The names that the model reads in its errors.
+Session.web_search.__qualname__ = "web_search"
+Session.final_answer_print.__qualname__ = "final_answer_print"
 
 
 def repeat_random_numbers() -> None:
@@ -390,6 +360,7 @@ def repeat_random_numbers() -> None:
     os.urandom = random.Random(0).randbytes
     random._urandom = os.urandom
 
+    @functools.wraps(plain_seed)
     def seed(generator: random.Random, a: Any = None, version: int = 2) -> None:
         plain_seed(generator, os.urandom(16) if a is None else a, version)
 
@@ -420,7 +391,6 @@ def serve(sock: socket.socket, loaded: int, seal: Callable[[], None] | None) -> 
     os.dup2(1, 2)                                          # /dev/null instead of the trainer's stderr
     repeat_random_numbers()
     sys.argv = [""]
-    sys.stdin = io.StringIO()
     session = Session(sock)
     session.memory = session.receive()                     # a session waits here until it is needed
     set_limits(loaded + session.memory)

@@ -6,6 +6,7 @@ runs no model code. It always has one session forked and waiting.
 import ctypes
 import errno
 import gc
+import json
 import os
 import platform
 import resource
@@ -53,7 +54,7 @@ dup 32 23, dup2 33 -, dup3 292 24, pipe 22 -, pipe2 293 59, fstat 5 80, newfstat
 lstat 6 -, statx 332 291, access 21 -, faccessat 269 48, faccessat2 439 439, readlink 89 -, readlinkat 267 78,
 getdents64 217 61, getcwd 79 17, chdir 80 49, umask 95 166, poll 7 -, ppoll 271 73, select 23 -,
 pselect6 270 72, epoll_create1 291 20, epoll_ctl 233 21, epoll_wait 232 -, epoll_pwait 281 22,
-eventfd2 290 19, socketpair 53 199, recvfrom 45 207, getsockname 51 204, getpeername 52 205,
+eventfd2 290 19, recvfrom 45 207, getsockname 51 204, getpeername 52 205,
 getsockopt 55 209, shutdown 48 210, mmap 9 222, munmap 11 215, mremap 25 216, mprotect 10 226, madvise 28 233,
 brk 12 214, futex 202 98, membarrier 324 283, rseq 334 293, set_robust_list 273 99, get_robust_list 274 100,
 sched_yield 24 124, sched_getaffinity 204 123, getcpu 309 168, rt_sigaction 13 134, rt_sigprocmask 14 135,
@@ -155,38 +156,33 @@ def seccomp_program(may_open: bool) -> bytes:
     program += allow_if((16, 29)[column], 1, [0x5401, 0x5413, 0x5421, 0x5450, 0x5451])
     program += allow_if((302, 261)[column], 2, [0])        # prlimit64: no new limits
     program += allow_if((44, 206)[column], 4, [0])         # sendto: no address
+    program += allow_if((53, 199)[column], 0, [1])         # socketpair: AF_UNIX
     return b"".join([*program, DENY])
 
 
 # ---- giving up all rights ----
 
-SEALED = 1                                                 # bits: what works in a session
-CONNECTS = 2
-FORKS = 4
-LISTS_FILES = 8
-
-
-def try_out(seal: Callable[[], None]) -> int:
-    """Seal another process and try what it can still do. -> bits"""
+def can_seal(seal: Callable[[], None]) -> bool:
+    """Seal another process; it must then fail to list a folder, make a socket and fork."""
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)          # the trainer may ignore it, and then waitpid fails
     pid = os.fork()
     if pid == 0:
-        works = 0
-        attempts = [(SEALED, seal), (CONNECTS, socket.socket), (FORKS, os.fork),
-                    (LISTS_FILES, os.scandir)]             # of the current folder, /
-        for bit, attempt in attempts:
-            with suppress(OSError):
-                attempt()
-                works |= bit
-        os._exit(works)
-    status = os.waitpid(pid, 0)[1]
-    return os.WEXITSTATUS(status)                          # 0 if a signal ended it
+        refused = 0
+        with suppress(OSError):
+            seal()
+            for attempt in lambda: os.open("/", os.O_RDONLY), socket.socket, os.fork:
+                try:
+                    attempt()
+                except PermissionError:
+                    refused += 1
+        os._exit(refused)
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 3
 
 
-def lock_up() -> tuple[Callable[[], None] | None, list[str]]:
+def lock_up() -> tuple[Callable[[], None] | None, dict[str, str]]:
     """Give up the zygote's rights. -> a function that seals a session, if that works; the missing layers"""
     libc = ctypes.CDLL(None, use_errno=True)
-    missing = []
+    missing = {}
     check(libc.prctl(38, 1, 0, 0, 0))                      # PR_SET_NO_NEW_PRIVS
     check(libc.prctl(4, 0, 0, 0, 0))                       # PR_SET_DUMPABLE: closes /proc/PID to others
     check(libc.capset(struct.pack("Ii", 0x20080522, 0), bytes(24)))    # version 3: no capabilities
@@ -196,7 +192,7 @@ def lock_up() -> tuple[Callable[[], None] | None, list[str]]:
     try:
         landlock(libc, readable)
     except OSError as error:
-        missing.append(f"no Landlock ({error}): model code can open no file, import only what is preloaded")
+        missing["Landlock"] = f"no Landlock ({error}): model code can open no file and import little"
     program = b""                                          # empty on an unknown machine: seal() fails
     if platform.machine() in AUDIT_ARCH:
         program = seccomp_program(may_open=not missing)
@@ -206,14 +202,13 @@ def lock_up() -> tuple[Callable[[], None] | None, list[str]]:
         filter_program = struct.pack("HP", len(program) // 8, ctypes.addressof(code))    # struct sock_fprog
         check(libc.prctl(22, 2, filter_program, 0, 0))     # PR_SET_SECCOMP, SECCOMP_MODE_FILTER
 
-    works = try_out(seal)
-    if not works & SEALED or works & CONNECTS or works & FORKS:
-        missing.append("no seccomp: model code can use the network and start processes")
-    if works & LISTS_FILES:
-        missing.append("files are not protected: model code can read whatever this user can")
-    if not works & SEALED:
-        return None, missing
-    return seal, missing
+    if can_seal(seal):
+        return seal, missing
+    if missing:
+        missing["files"] = "files are not protected: model code can read and write whatever this user can"
+    missing["seccomp"] = ("no seccomp: model code can use the network, send signals and start processes "
+                          "(--sandbox without-seccomp accepts that)")
+    return None, missing
 
 
 # ---- the process ----
@@ -266,11 +261,10 @@ def hand_out_sessions(control: socket.socket, watched: list[int], loaded: int,
 
 
 def main(mode: str, preload: str) -> None:
-    """Get ready, tell whether all layers are there, then serve the trainer through stdin, a socket."""
+    """Get ready, tell which layers are missing, then serve the trainer through stdin, a socket."""
     control = socket.socket(fileno=os.dup(0))
     os.dup2(1, 0)                                          # /dev/null
-    session.imitate_files()
-    session.imitate_threads()
+    session.adapt_libraries()
     warm_up(preload == "preload")
     watched = [control.fileno()]
     loaded = address_space()
@@ -280,12 +274,10 @@ def main(mode: str, preload: str) -> None:
             file.write("1000")                             # out of memory: a session goes, not the trainer
     if mode == "off":
         seal = None
-        missing = ["--sandbox off: model code can read, write, connect to and start whatever this user can"]
+        missing = {"all": "--sandbox off: model code can do whatever this user can"}
     else:
         seal, missing = lock_up()
-    for line in missing:
-        print("sandbox:", line, file=sys.stderr, flush=True)
-    control.sendall(b"-" if missing else b"+")
+    control.sendall(json.dumps(missing).encode() + b"\n")
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)          # no zombies
     gc.collect()
     gc.freeze()                                            # these pages stay shared with the sessions

@@ -22,6 +22,7 @@ import pytest
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 import sandbox  # noqa: E402
+from plumbing.cli import cli  # noqa: E402
 from plumbing.search import SearchFailed, make_search  # noqa: E402
 from sandbox import interpreter, session  # noqa: E402
 
@@ -103,14 +104,29 @@ OBSERVATIONS = {
     "lazy library import": ("import sympy.physics.units as u\nprint(u.meter)", "meter"),
     "scratch file": ("open('a.txt', 'w').write('é')\nopen('a.txt', 'a').write('b')\nprint(open('a.txt').read())",
                      "éb"),
-    "scratch folder": ("import os\nos.makedirs('a/b')\nopen('a/x', 'wb').close(); os.rename('a/x', 'a/b/y')\n"
-                       "os.listdir('a'), os.listdir('a/b'), os.path.exists('a/x'), os.getcwd()",
-                       "(['b'], ['y'], False, '/scratch')"),
     "scratch path": ("from pathlib import Path\np = Path('p')\np.write_text('12')\np.exists(), Path('q').exists(), "
                      "p.stat().st_size, p.read_bytes(), p.unlink(), p.exists()",
                      "(True, False, 2, b'12', None, False)"),
-    "temporary file": ("from tempfile import *\nwith NamedTemporaryFile('w', suffix='.txt') as f: f.write('a')\n"
-                       "with TemporaryDirectory() as d: open(d + '/x', 'w').close()\nopen(f.name).read()", "'a'"),
+    "removed file": ("import os\nopen('a', 'w').write('1'); os.remove('a'); open('a', 'a').write('2')\nopen('a').read()",
+                     "'2'"),
+    "kept file": ("from pathlib import Path\nimport os\np = Path('p')\np.write_text('12')\n"
+                  "p.exists(), Path('q').exists(), p.stat().st_size, p.read_bytes(), os.path.isfile('/p'), "
+                  "os.path.getsize('p'), os.access('p', os.R_OK), os.path.isdir('p'), os.access('q', os.R_OK)",
+                  "(True, False, 2, b'12', True, 2, True, False, False)"),
+    "flushed file": ("f = open('l', 'w'); f.write('x'); f.flush(); a = open('l').read(); f.write('y'); f.close()\n"
+                     "a, open('l').read(), [i + j for i in open('l') for j in open('l')]", "('x', 'xy', ['xyxy'])"),
+    "log file": ("import logging; logging.basicConfig(filename='x.log'); logging.warning('w'); open('x.log').read()",
+                 "'WARNING:root:w\\n'"),
+    "csv and json": ("import csv, json\nwith open('a', 'w', newline='') as f: csv.writer(f).writerow([1, 2])\n"
+                     "with open('b', 'w') as f: json.dump({'a': 1}, f)\n"
+                     "list(csv.reader(open('a'))), json.load(open('b'))", "([['1', '2']], {'a': 1})"),
+    "packed files": ("import gzip, zipfile, pickle\nwith gzip.open('a', 'wt') as f: f.write('x')\n"
+                     "with zipfile.ZipFile('b', 'w') as z: z.writestr('m', 'y')\n"
+                     "with open('c', 'wb') as f: pickle.dump([1], f)\n"
+                     "gzip.open('a', 'rt').read(), zipfile.ZipFile('b').read('m'), pickle.load(open('c', 'rb'))",
+                     "('x', b'y', [1])"),
+    "copied file": ("import shutil; open('a', 'w').write('12'); open('b', 'w').write('3'); shutil.copyfile('a', 'b')\n"
+                    "open('b').read()", "'12'"),
     "numpy files": ("import numpy as np\nnp.savetxt('m', np.eye(2)); np.save('m.npy', np.loadtxt('m'))\n"
                     "print(np.load('m.npy').tolist())", "[[1.0, 0.0], [0.0, 1.0]]"),
     "threads": ("from threading import *\nxs = []\nts = [Thread(target=xs.append, args=(i,)) for i in range(3)]\n"
@@ -123,6 +139,18 @@ OBSERVATIONS = {
                     "['0', '1']\n([1, 2, 4], [1])"),
     "asyncio in threads": ("from asyncio import *\nasync def f(): return await gather(to_thread(pow, 2, 3))\nrun(f())",
                            "[8]"),
+    "thread of its own": ("from threading import *\ndef f(): print(current_thread().name)\n"
+                          "t = Thread(target=f, name='T'); t.start(); t.join(1); t.is_alive(), current_thread().name",
+                          "T\n(False, 'MainThread')"),
+    "pool with a start": ("from concurrent.futures import *\nxs = []\n"
+                          "with ThreadPoolExecutor(2, initializer=xs.append, initargs=(1,)) as p: p.submit(xs.append, 2)\n"
+                          "xs", "[1, 2]"),
+    "asyncio queue": ("import asyncio\nasync def f():\n    q = asyncio.Queue()\n"
+                      "    t = asyncio.create_task(q.get()); await q.put(5)\n    return await t\nasyncio.run(f())", "5"),
+    "asyncio time-out": ("import asyncio\nasync def f():\n    try: await asyncio.wait_for(asyncio.sleep(9), 0.01)\n"
+                         "    except asyncio.TimeoutError: return 'late'\nasyncio.run(f())", "'late'"),
+    "seed by name": ("import random\nrandom.seed(5, version=2); a = random.random()\nrandom.seed(a=5)\n"
+                     "a == random.random() == random.Random(5).random()", "True"),
     "kept stream": ("import logging; logging.basicConfig(); logging.warning('w')", "WARNING:root:w"),
     "search without a backend": ("web_search('x')", "Error: there is no web search here."),
 }
@@ -133,6 +161,115 @@ def test_observation(py, name):
     code, expected = OBSERVATIONS[name]
     seen = py.run(code)
     assert (seen.text, seen.error) == (expected, False)
+
+
+@pytest.mark.parametrize("code, expected", [
+    ("from tqdm import tqdm\nfor i in tqdm(range(9)): pass\ni", "8"),
+    ("from tqdm.auto import tqdm, trange\nfor i in trange(9, desc='d'): pass\n"
+     "bar = tqdm(total=3); bar.update(); bar.set_postfix(a=1); bar.close(); tqdm.write('w')", "w"),
+    ("import matplotlib.pyplot as plt\nplt.plot([1, 2]); plt.title('t'); plt.show(); plt.close()\nprint(1)", "1"),
+    ("import matplotlib; matplotlib.use('Agg'); import matplotlib.pyplot as plt, io\nb = io.BytesIO()\n"
+     "plt.plot([1]); plt.savefig(b); b.getvalue()[1:4]", "b'PNG'"),
+    ("import matplotlib.pyplot as plt; plt.plot([1]); plt.savefig('a.svg'); open('a.svg').read(5)", "'<?xml'"),
+])
+def test_progress_bars_and_plots(code, expected):
+    pytest.importorskip("tqdm" if "tqdm" in code else "matplotlib")
+    py = sandbox.Interpreter(seconds=60)
+    assert py.run(code) == (expected, None, False)
+    py.close()
+
+
+REFUSALS = {                                               # each is an error that says what the interpreter has not
+    "glob": "open('a.csv', 'w').close(); import glob; print(glob.glob('*.csv'))",
+    "recursive glob": "open('a.csv', 'w').close(); import glob; print(glob.glob('/**', recursive=True))",
+    "glob of a path": "from pathlib import Path; Path('a.csv').write_text('x'); print(list(Path('.').glob('*.csv')))",
+    "rglob": "from pathlib import Path; Path('a.csv').write_text('x'); print(list(Path.cwd().rglob('*')))",
+    "iterdir": "from pathlib import Path; Path('a.csv').write_text('x'); print(list(Path().iterdir()))",
+    "listdir": "open('a.csv', 'w').close(); import os; print(os.listdir())",
+    "scandir": "open('a.csv', 'w').close(); import os; print([entry.name for entry in os.scandir('/')])",
+    "walk": "open('a.csv', 'w').close(); import os; print(list(os.walk('.')))",
+    "mkdir": "import os; os.mkdir('d'); os.rmdir('d')",
+    "makedirs": "import os; os.makedirs('w/v', exist_ok=True); os.chdir('w'); print(os.getcwd())",
+    "chdir": "import os; os.chdir('w')",
+    "writes elsewhere": "import os; os.chdir('/tmp'); open('x', 'w')",
+    "a file in a folder": "open('data/x.csv', 'w')",
+    "a missing file": "open('data.csv')",
+    "copy": "import shutil; open('a', 'w').close(); shutil.copy('a', 'b')",
+    "move": "import shutil; open('a', 'w').close(); shutil.move('a', 'b')",
+    "rmtree": "import shutil; shutil.rmtree('d')",
+    "rename": "import os; open('a', 'w').close(); os.rename('a', 'b')",
+    "removes what is not there": "import os; os.remove('a')",
+    "rmdir": "import os; os.rmdir('d')",
+    "touch": "from pathlib import Path; Path('a').touch()",
+    "chmod": "import os; open('a', 'w').close(); os.chmod('a', 0o600)",
+    "mkstemp": "import tempfile; tempfile.mkstemp()",
+    "temporary file": "import tempfile; tempfile.NamedTemporaryFile('w')",
+    "temporary folder": "import tempfile; tempfile.TemporaryDirectory()",
+    "reads and writes": "open('a', 'w').close(); open('a', 'r+')",
+    "seeks in what it writes": "f = open('a', 'w'); f.write('a'); f.seek(0)",
+    "made twice": "open('a', 'x').close(); open('a', 'x')",
+    "a file descriptor": "open('a', 'w').fileno()",
+    "os.open": "import os; open('a', 'w').close(); os.open('a', os.O_RDONLY)",
+    "a database": "import sqlite3; sqlite3.connect('a.db')",
+    "a shelf": "import shelve; shelve.open('s')",
+    "requests": "import requests; requests.get('https://example.com')",
+    "requests by number": "import requests; requests.get('http://1.1.1.1')",
+    "urllib": "import urllib.request; urllib.request.urlopen('http://example.com')",
+    "name service": "import socket; socket.getaddrinfo('example.com', 80)",
+    "host name": "import socket; socket.gethostbyname('example.com')",
+    "http.client": "import http.client; http.client.HTTPSConnection('example.com').request('GET', '/')",
+    "asyncio stream": "import asyncio; asyncio.run(asyncio.open_connection('example.com', 80))",
+    "subprocess": "import subprocess; subprocess.run(['ls'])",
+    "os.system": "import os; os.system('ls')",
+    "os.popen": "import os; os.popen('ls').read()",
+    "pool of processes": "import multiprocessing; multiprocessing.Pool(2).map(abs, [1])",
+    "pool of multiprocessing": "from multiprocessing.dummy import Pool; Pool(2).map(abs, [1])",
+    "alarm": "import signal; signal.alarm(1)",
+    "a thread below threading": "import _thread; _thread.start_new_thread(print, ())",
+}
+THREAD_REFUSALS = {                                        # the same for threads
+    "daemon": "import threading; threading.Thread(target=print, daemon=True).start()",
+    "timer": "import threading; threading.Timer(0.1, print).start()",
+    "worker of a queue": "import threading, queue\nq = queue.Queue()\ndef work():\n    while True: print(q.get())\n"
+                         "threading.Thread(target=work).start()\nq.put(1)\nq.join()",
+    "waits for a queue": "import queue; queue.Queue().get()",
+    "waits for a simple queue": "import queue; queue.SimpleQueue().get()",
+    "waits for an event": "import threading; threading.Event().wait()",
+    "waits for a condition": "import threading\nc = threading.Condition()\nwith c: c.wait()",
+    "waits for a future": "import concurrent.futures; concurrent.futures.Future().result()",
+    "meets at a barrier": "import threading; threading.Barrier(2).wait()",
+    "takes a semaphore": "import threading; threading.Semaphore(0).acquire()",
+    "polls": "import threading, time\ndef poll():\n    while not done: time.sleep(0.01)\n"
+             "done = False\nthreading.Thread(target=poll).start()\ndone = True",
+}
+
+
+@pytest.mark.parametrize("name", [*REFUSALS, *THREAD_REFUSALS])
+def test_what_cannot_work_says_so(py, name):
+    code = REFUSALS.get(name) or THREAD_REFUSALS[name]
+    seen = py.run(code)
+    hint = session.HINT if name in REFUSALS else session.THREADS_HINT
+    assert seen.error and hint in seen.text, seen.text
+
+
+@pytest.mark.parametrize("code, name", [
+    ("import random; random.seed(1, 2, 3)", "Random.seed()"),
+    ("import random; random.Random().seed(b=1)", "Random.seed()"),
+    ("import threading; threading.Thread().join(1, 2)", "Thread.join()"),
+    ("web_search()", "web_search()"),
+    ("final_answer_print(1, 2)", "final_answer_print()"),
+    ("open()", "open()"),
+])
+def test_errors_name_what_the_program_called(py, code, name):
+    text = py.run(code).text
+    assert f"TypeError: {name}" in text and "<locals>" not in text and "Session" not in text
+
+
+@pytest.mark.parametrize("end", ["exit()", "quit()", "import sys; sys.exit(2)", "import sys; sys.stdin.close()",
+                                 "import sys; del sys.stdin"])
+def test_nobody_answers(py, end):
+    py.run(end)
+    assert py.run("input('name? ')").text.endswith("(Nobody answers input() here.)")
 
 
 def test_errors_quote_the_line(py):
@@ -184,7 +321,7 @@ def test_searches_are_values():
     assert py.run("[len(web_search(q)) for q in ['e', 'ff']]").text == "[19, 20]"
     assert py.run("print(web_search(5).upper())").text == "TITLE: 5\nSNIPPET: S"
     assert asked == ["a", "b", "c", "d", "e", "ff", "5"]
-    assert py.log[3][1] == ["Title: c\nSnippet: s", "Title: d\nSnippet: s"]
+    assert py.log[3][1] == [("c", "Title: c\nSnippet: s"), ("d", "Title: d\nSnippet: s")]
     many = py.run("n = [web_search(str(i)) for i in range(200)]\nn[-1]")
     assert many.text == "Error: too many searches in one step." and len(asked) == 7 + interpreter.MAX_SEARCHES
     py.run("web_search('q' * 10**7)")
@@ -204,7 +341,7 @@ def test_failed_search_is_no_observation():
         return "\ud800\0found" + "x" * 100_000
 
     py = sandbox.Interpreter(search)
-    assert py.run("x = 1\nlen(web_search('good'))").text == str(session.MAX_OUTPUT + 100 + len("\\ud800\\x00") - 2)
+    assert py.run("x = 1\nlen(web_search('good'))").text == str(interpreter.MAX_REPLY)
     for code in "x = 2\nweb_search('bad')", "try:\n    x = 3\n    web_search('bad')\nexcept BaseException: pass":
         with pytest.raises(SearchFailed):
             py.run(code)
@@ -276,6 +413,28 @@ def test_a_killed_step_leaves_the_state_as_it_was(py):
     time.sleep(1.1)
     assert "died" in py.run("os._exit(1)").text
     assert "all is lost" in py.run("2").text and py.run("3").text == "3" and py.run("x").error
+
+
+@pytest.mark.parametrize("code", [
+    "web_search(str(time.time()))",                        # another search
+    "for i in range(1 + (time.time() > T)): web_search('x')",          # one more
+    "for i in range(1 + (time.time() < T)): web_search('x')",          # one less
+    "if time.time() < T: web_search('x')",
+])
+def test_a_replay_that_searches_otherwise_is_lost(code):
+    asked = []
+    py = sandbox.Interpreter(search=lambda query: asked.append(query) or "found")
+    py.run("x = 1")
+    seen = py.run("import time\n" + code.replace("T", str(time.time() + 0.5)))
+    assert not seen.error and not py.lost
+    time.sleep(0.6)
+    searches = len(asked)
+    copy = py.fork()
+    seen = copy.run("x")
+    assert seen.error and "all is lost" in seen.text and "other searches than before" in seen.text and copy.lost
+    assert len(asked) == searches and copy.run("x").error and copy.run("5").text == "5"
+    assert py.run("x").text == "1" and not py.lost
+    py.close(), copy.close()
 
 
 # ---- hostile and awkward programs: each must end in time, give nothing away, and leave a working interpreter ----
@@ -461,7 +620,8 @@ semget 64 0 1 0x380; msgget 68 0 0x380; mq_open 240 0 66 0 0; setrlimit 160 7 0;
 setpriority 141 0 0 5; sched_setaffinity 203 0 8 0; setsid 112; setpgid 109 0 0; setuid 105 1; capset 126 0 0;
 personality 135 -1; iopl 172 3; modify_ldt 154 0 0 0; timer_create 222 0 0 0; setitimer 38 0 0 0; alarm 37 1;
 flock 73 0 2;
-F_SETSIG 72 0 10 9; F_SETLEASE 72 0 1024 0; TIOCSTI 16 0 0x5412 0; ioctl beyond 32 bits 16 0 0x100005401 0;
+socketpair AF_INET 53 2 1 0 0; AF_NETLINK 53 16 3 0 0; AF_TIPC 53 30 1 0 0; AF_VSOCK 53 40 1 0 0;
+a family beyond 32 bits 53 0x100000001 1 0 0; F_SETSIG 72 0 10 9; F_SETLEASE 72 0 1024 0; TIOCSTI 16 0 0x5412 0; ioctl beyond 32 bits 16 0 0x100005401 0;
 FIOASYNC 16 0 0x5452 0; mlockall 151 3; mbind 237 0 0 0 0 0 0; move_pages 279 PID 0 0 0 0 0; x32 getpid 0x40000027;
 x32 open 0x40000002 0 0; inotify_init1 294 0; fanotify_init 300 0 0; reboot 169 0 0 0 0; syslog 103 3 0 0"""
 
@@ -500,6 +660,12 @@ def find_socket(then):
     "sock.sendall(json.dumps({'key': key, 'search': {}, 'text': 5}).encode() + b'\\n')",
     "sock.sendall(json.dumps({'key': key, 'text': {}, 'answer': [1], 'error': 'no'}).encode() + b'\\n')",
     "sock.sendall((json.dumps({'key': key, 'text': 'twice'}) + '\\n').encode() * 2)",
+    "end = {'key': key, 'text': 'a', 'error': False, 'answer': 5}\nsock.sendall(json.dumps(end).encode() + b'\\n')",
+    "end = {'key': key, 'text': ['a'], 'error': False, 'answer': None}\n"
+    "sock.sendall(json.dumps(end).encode() + b'\\n')",
+    "end = {'key': key, 'text': 'a', 'error': 1, 'answer': None}\nsock.sendall(json.dumps(end).encode() + b'\\n')",
+    "end = {'key': key, 'text': 'a', 'error': False, 'answer': None, 'search': 'b'}\n"
+    "sock.sendall(json.dumps(end).encode() + b'\\n')",
     "sock.close()",
     "sock.shutdown(2)",
     "os.dup2(1, sock.fileno())",
@@ -514,10 +680,29 @@ def test_forged_messages_break_only_their_session(py, then):
     assert all(o.answer is None for o in later)
 
 
+@pytest.mark.parametrize("value", ["[]", "5", "{}", "True", "1.5", "[['a']]"])
+@pytest.mark.parametrize("where", ["final_answer_print.__self__.answers.append({})",
+                                   "final_answer_print.__self__.out.text = lambda: {}",
+                                   "import sys; sys.stdout.text = lambda: {}"])
+def test_what_a_session_sends_is_text(py, where, value):
+    py.run("x = 1")
+    seen = py.run(where.format(value))
+    assert seen.error and "died" in seen.text and seen.answer is None
+    assert py.run("x").text == "1"
+
+
+@pytest.mark.parametrize("letter", ["\\0", "\\ud800", "\\U0001f600", "\\x1b", "\\\\"])
+def test_what_a_session_sends_is_bounded(py, letter):
+    seen = py.run(f"print('{letter}' * 10**5); final_answer_print('{letter}' * 10**5)")
+    assert not seen.error
+    assert len(seen.text) <= interpreter.MAX_REPLY and len(seen.answer) <= session.MAX_ANSWER
+
+
 def test_nothing_goes_on_in_the_background():
     """A step that answers early and computes on is killed with the next, and does not come back with the log."""
     py = sandbox.Interpreter(seconds=0.5)
-    early = "sock.sendall(json.dumps({'key': key, 'text': 'early'}).encode() + b'\\n')\nwhile True: pass"
+    early = "sock.sendall(json.dumps({'key': key, 'text': 'early', 'answer': None, 'error': False}).encode()"
+    early += " + b'\\n')\nwhile True: pass"
     py.run(find_socket(early))
     assert "TimeoutError" in py.run("1").text and "all is lost" in py.run("2").text and py.run("3").text == "3"
     py.close()
@@ -624,11 +809,62 @@ def test_a_forked_trainer_may_go_on_with_an_interpreter():
     py.close()
 
 
-def test_a_stopped_session():
+def state_of(pid):
+    """One letter: R runs, S sleeps, T is stopped."""
+    return pathlib.Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0]
+
+
+def test_a_session_is_stopped_between_steps():
+    states = []
+    py = sandbox.Interpreter(search=lambda query: states.append(eventually(stopped)) or "found")
+
+    def stopped():
+        return state_of(py.session.pid) == "T"
+
+    assert py.run("x = web_search('x')\nlen(x)").text == "5" and states == [True]
+    assert eventually(stopped) and py.run("x + '!'").text == "'found!'"
+    py.close()
+
+
+def test_a_session_stopped_in_a_step():
     py = sandbox.Interpreter(seconds=0.5)
     py.run("x = 1")
-    os.kill(py.session.pid, signal.SIGSTOP)
-    assert "TimeoutError" in py.run("2").text and py.run("x").text == "1"
+    timer = threading.Timer(0.1, os.kill, (py.session.pid, signal.SIGSTOP))
+    timer.start()
+    assert "TimeoutError" in py.run("while True: pass").text and py.run("x").text == "1"
+    timer.join(), py.close()
+
+
+def test_a_waiting_session_that_died_is_replaced():
+    interpreter.ZYGOTE.stop()                              # no sessions of earlier tests
+    py = sandbox.Interpreter()
+    py.run("1")
+    zygote = interpreter.ZYGOTE.process.pid
+    assert eventually(lambda: len(children(zygote)) == 2)
+    waiting, = children(zygote) - {py.session.pid}
+    os.kill(waiting, signal.SIGKILL)
+    assert eventually(lambda: children(zygote) == {py.session.pid})
+    other = sandbox.Interpreter()
+    assert other.run("6 * 7") == ("42", None, False) and interpreter.ZYGOTE.process.pid == zygote
+    py.close(), other.close()
+
+
+def test_sleeping_keeps_nobody_waiting():
+    cores = len(os.sched_getaffinity(0))
+    sleepers = [sandbox.Interpreter(seconds=60) for _ in range(3 * cores)]
+    with ThreadPoolExecutor(len(sleepers)) as pool:
+        [py.run("import time") for py in sleepers]
+        asleep = [pool.submit(py.run, "time.sleep(5)") for py in sleepers]
+        assert eventually(lambda: all(state_of(py.session.pid) == "S" for py in sleepers))
+        other = sandbox.Interpreter()
+        assert other.run("1").text == "1" and not any(future.done() for future in asleep)
+    assert not any(future.result().error for future in asleep)
+    [py.close() for py in [other, *sleepers]]
+
+
+def test_sleeping_counts():
+    py = sandbox.Interpreter(seconds=0.5)
+    assert "TimeoutError" in py.run("import time; time.sleep(30)").text
     py.close()
 
 
@@ -760,21 +996,39 @@ def test_without_landlock(secret, tmp_path):
     assert "no Landlock" in done.stderr and "seccomp" not in done.stderr and done.stderr.count("\n") == 1
     assert SECRET not in done.stdout and "\nsocket\n" not in done.stdout and "2*sqrt(2)" in done.stdout
     refused = probe(folder, "strict", secret)
-    assert refused.returncode and not refused.stdout and "strict" in refused.stderr
+    assert refused.returncode and not refused.stdout and "SandboxError: --sandbox strict" in refused.stderr
 
 
 def test_without_seccomp(secret, tmp_path):
-    done = probe(without(tmp_path, NO_SECCOMP), "auto", secret)
-    assert "no seccomp" in done.stderr and "Landlock" not in done.stderr
+    folder = without(tmp_path, NO_SECCOMP)
+    for mode in "auto", "strict":                          # the network and signals would be open
+        refused = probe(folder, mode, secret)
+        assert refused.returncode and not refused.stdout and "Landlock" not in refused.stderr
+        assert f"SandboxError: --sandbox {mode}" in refused.stderr and "no seccomp" in refused.stderr
+        assert "--sandbox without-seccomp accepts that" in refused.stderr
+    done = probe(folder, "without-seccomp", secret)
+    assert "no seccomp" in done.stderr and "Landlock" not in done.stderr and done.stderr.count("\n") == 1
     assert SECRET not in done.stdout and "\nsocket\n" in done.stdout
-    (tmp_path / "both").mkdir()
-    both = probe(without(tmp_path / "both", NO_LANDLOCK, NO_SECCOMP), "auto", secret)
-    assert both.stderr.count("sandbox:") == 3 and SECRET in both.stdout     # said, loudly: files are not protected
+
+
+@pytest.mark.parametrize("mode", ["auto", "strict", "without-seccomp"])
+def test_without_both(secret, tmp_path, mode):
+    refused = probe(without(tmp_path, NO_LANDLOCK, NO_SECCOMP), mode, secret)
+    assert refused.returncode and not refused.stdout and "files are not protected" in refused.stderr
+
+
+def test_a_missing_layer_ends_a_script_in_one_sentence(capsys):
+    def main(args):
+        raise sandbox.SandboxError("--sandbox auto cannot start: no seccomp")
+
+    with pytest.raises(SystemExit) as ended:
+        cli(main, None)
+    assert ended.value.code == 2 and capsys.readouterr().err == "error: --sandbox auto cannot start: no seccomp\n"
 
 
 def test_sandbox_off(secret):
     done = probe(ROOT, "off", secret)
-    assert "--sandbox off: model code can read" in done.stderr
+    assert "--sandbox off: model code can do whatever this user can" in done.stderr
     assert SECRET in done.stdout and "2*sqrt(2)" in done.stdout
     with pytest.raises(ValueError):
         sandbox.set_sandbox("yes")
