@@ -1,22 +1,22 @@
 """Is an answer right? What can be decided without a model.
 
 `rule` says True or False only where it has read both answers to their last character: as a choice, as
-something the grammar of formulas.py reads, or as words. Everything else is None, and the caller asks a model.
+something the grammar of formulas/ reads, or as words. Everything else is None, and the caller asks a model.
 
-The rules live in rooms of their own: numerals.py (numbers in words, dates), notation.py (spellings, tokens),
-formulas.py (the grammar: each line of it reads a kind of answer that public sets have), comparison.py (lists,
-units, equations), algebra.py (equality of expressions). They earn their length: a library that reads the
-beginning of a text, or what is left of it after substitutions, calls wrong answers right.
+formulas/ has numerals.py (numbers in words, dates), notation.py (spellings, tokens), grammar.py (each line of
+it reads a kind of answer that public sets have), comparison.py (lists, units, equations) and algebra.py
+(equality of expressions). They earn their length: a library that reads the beginning of a text, or what is
+left of it after substitutions, calls wrong answers right.
 """
 import re
 import string
 from collections import Counter
 from typing import Any
 
-from plumbing.comparison import same_tree
-from plumbing.formulas import read
-from plumbing.notation import TEXT
-from plumbing.numerals import SCALE, in_digits
+from plumbing.formulas.comparison import same_tree
+from plumbing.formulas.grammar import read
+from plumbing.formulas.notation import TEXT
+from plumbing.formulas.numerals import SCALE, in_digits
 from plumbing.records import as_list
 
 # ---- what an answer says, without its wrapping ----

@@ -16,11 +16,11 @@ LAYER = {room: level for level, rooms in enumerate(LAYERS) for room in rooms}
 def modules():
     """{dotted name: path} of all Python files that are no demo, bench or test."""
     found = {name: f"{name}.py" for name in SCRIPTS}
-    for room in ("plumbing", "sandbox", "baselines"):
+    for room in ("plumbing", "plumbing/formulas", "sandbox", "baselines"):
         for name in os.listdir(os.path.join(ROOT, room)):
             if name.endswith(".py"):
-                dotted = room if name == "__init__.py" else f"{room}.{name[:-3]}"
-                found[dotted] = os.path.join(room, name)
+                dotted = room if name == "__init__.py" else f"{room}/{name[:-3]}"
+                found[dotted.replace("/", ".")] = os.path.join(room, name)
     return found
 
 

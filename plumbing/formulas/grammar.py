@@ -24,7 +24,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any, NamedTuple
 
-from plumbing.notation import (
+from plumbing.formulas.notation import (
     Token,
     is_digits,
     is_number,
@@ -35,7 +35,7 @@ from plumbing.notation import (
     tokens_of,
     without_fonts,
 )
-from plumbing.numerals import date_in, time_in
+from plumbing.formulas.numerals import date_in, time_in
 
 Tree = Any
 LONGEST = 500                                      # characters; longer answers are prose

@@ -4,7 +4,7 @@ import unicodedata
 from fractions import Fraction
 from typing import NamedTuple
 
-from plumbing.numerals import in_digits
+from plumbing.formulas.numerals import in_digits
 
 # ---- one spelling ----
 

@@ -1,4 +1,4 @@
-"""Do two answers that formulas.py has read say the same? True, False, or None where that stays open.
+"""Do two answers that grammar.py has read say the same? True, False, or None where that stays open.
 
 False is said of numbers only: lists, equations and intervals that look different may be the same in another
 form.
@@ -7,9 +7,9 @@ import time
 from fractions import Fraction
 from itertools import pairwise
 
-from plumbing import formulas
-from plumbing.algebra import Algebra, same_number
-from plumbing.formulas import Group, Quantity, Tree, is_constant, names_in
+from plumbing.formulas import grammar
+from plumbing.formulas.algebra import Algebra, same_number
+from plumbing.formulas.grammar import Group, Quantity, Tree, is_constant, names_in
 
 SECONDS = 2.0                                      # for one comparison
 
@@ -27,7 +27,7 @@ def kind_of(tree: Tree) -> str:
 def is_label(tree: Tree) -> bool:
     """Is a tree a name for what is asked: x, x_1, f(x), (p, q), a:b, m + n? It holds no number."""
     if isinstance(tree, str):
-        return tree not in formulas.CONSTANTS
+        return tree not in grammar.CONSTANTS
     if isinstance(tree, Group):
         return tree.kind in {"()", ":"} and all(map(is_label, tree.items))
     if isinstance(tree, (Fraction, Quantity)):
@@ -109,13 +109,13 @@ class Comparison:
         whole = isinstance(number, Fraction) and number.denominator == 1
         if ratio.kind != ":" or len(ratio.items) != 2 or is_time(ratio) or whole:
             return None
-        return self.same_value(formulas.divided(*ratio.items), number) or None
+        return self.same_value(grammar.divided(*ratio.items), number) or None
 
     def same_ratio(self, a: Group, b: Group) -> bool | None:
         """4:6 is 2:3, unless they may be times of day."""
         if len(a.items) != 2 or len(b.items) != 2 or is_time(a) or is_time(b):
             return None
-        return self.same_value(formulas.divided(*a.items), formulas.divided(*b.items)) or None
+        return self.same_value(grammar.divided(*a.items), grammar.divided(*b.items)) or None
 
     def same_quantity(self, a: Tree, b: Tree) -> bool | None:
         """Two values of which one has a unit. The other may leave it out, and percent may be hundredths."""
@@ -128,13 +128,13 @@ class Comparison:
             return same
         if "%" in (unit_a, unit_b) and not kind_of(value_a) and not kind_of(value_b):
             hundredth = Fraction(1, 100)
-            hundredths_a = formulas.times(value_a, hundredth) if unit_a else value_a
-            hundredths_b = formulas.times(value_b, hundredth) if unit_b else value_b
+            hundredths_a = grammar.times(value_a, hundredth) if unit_a else value_a
+            hundredths_b = grammar.times(value_b, hundredth) if unit_b else value_b
             same_hundredths = self.same(hundredths_a, hundredths_b)
             if same is False and same_hundredths is False:
                 return False
             return same or same_hundredths or None
-        is_measured = (unit_a or unit_b) in formulas.UNITS.values()       # 5 m may be 500, in cm
+        is_measured = (unit_a or unit_b) in grammar.UNITS.values()       # 5 m may be 500, in cm
         return same or (None if is_measured else same)
 
     # -- equations --
@@ -149,7 +149,7 @@ class Comparison:
             return None
         if names and isinstance(label, tuple) and label[0] == "+":        # x + y = z
             return None
-        computed = [formulas.as_value(value) if kind_of(value) == "-" else value for value in values]
+        computed = [grammar.as_value(value) if kind_of(value) == "-" else value for value in values]
         if len(values) > 1 and not all(self.same(x, y) for x, y in pairwise(computed)):
             return None
         return values[-1]
@@ -211,5 +211,5 @@ def same_tree(a: Tree, b: Tree, rounded: bool) -> bool | None:
     """Do two trees say the same? `rounded`: a number in them is a float that a program printed."""
     try:
         return Comparison(rounded).same(a, b)
-    except formulas.Unreadable:                                           # as 1:0, which has no value
+    except grammar.Unreadable:                                           # as 1:0, which has no value
         return None

@@ -12,7 +12,7 @@ from typing import Any
 
 from mpmath.ctx_mp import MPContext
 
-from plumbing.formulas import CONSTANTS, LOGARITHM, Tree, names_in
+from plumbing.formulas.grammar import CONSTANTS, LOGARITHM, Tree, names_in
 
 DIGITS = 150                                       # of a computation
 EQUAL = 10**100                                    # values are the same if they differ by less than this part
