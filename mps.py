@@ -367,7 +367,7 @@ def main(args: argparse.Namespace) -> None:
     todo = part_of_rank([t for t in tasks if t["id"] not in settled], rank, world)
     wait_for_ranks(world)                                  # nobody writes before all have read
     if todo:
-        engine = load_engine(args.engine, args.student, args.student_url, load_chat)
+        engine = load_engine(args.engine, args.student, args.student_url, load_chat, args.chat_template)
         with (open(os.path.join(args.out, f"mps.rank{rank}.jsonl"), "a", encoding="utf-8") as file,
               tqdm(total=len(todo), desc="mps", unit="task", disable=rank > 0) as bar):
             progress = Progress(file, bar, OUTCOMES)

@@ -16,6 +16,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
+from plumbing.cli import InputError
+
 
 class Call(NamedTuple):
     """n segments that one call of SDPA does together, by the indices of their tokens in the row."""
@@ -130,7 +132,7 @@ def attend(module: torch.nn.Module, query: Tensor, key: Tensor, value: Tensor, a
     """Transformers' attention interface: query (B, H, T, D), key and value (B, Hkv, T, D) -> (B, T, H, D)."""
     if segments is not None:
         if dropout or (sliding_window is not None and segments.longest > sliding_window):
-            raise ValueError("packed rows know no attention dropout and no sliding window shorter than a "
+            raise InputError("packed rows know no attention dropout and no sliding window shorter than a "
                              "trajectory; give --no-pack")
         q, k, v = (x[0].transpose(0, 1) for x in (query, key, value))      # (T, H, D)
         if query.is_cuda and query.dtype != torch.float32:

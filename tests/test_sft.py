@@ -196,7 +196,7 @@ def test_decoding_shares_keys_between_heads_as_sdpa_does():
 def test_sliding_windows_are_refused_where_they_would_matter(documents):
     window = dict(use_sliding_window=True, sliding_window=64, max_window_layers=0)
     policy = LogProbs(tiny("qwen2", **window))
-    with pytest.raises(ValueError, match="sliding window"):
+    with pytest.raises(InputError, match="sliding window"):
         policy(*pack_examples(documents))
     short = [d for d in documents if len(d[0]) <= 64]
     assert_same(results(policy, pack_examples(short)), results(policy, padded(short)))
