@@ -63,6 +63,7 @@ def test_log_probs_are_those_of_the_whole_rollout(checkpoint, batch, window):
     model = transformers.AutoModelForCausalLM.from_config(config)
     chat = env.load_chat(checkpoint)
     chat.end = OneInEight()
+    chat.stray = frozenset()
     starts = [dict(question="Cy has 6 pears." + " ?" * n) for n in (0, 9, 30)]
     episodes = [Talk(start, None, max_tokens=300, copy=copy) for start in starts for copy in range(3)]
     TorchEngine(model, chat, batch=batch).play(episodes, temperature=0.7, top_p=0.9)
