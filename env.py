@@ -41,8 +41,9 @@ class Chat:
         try:
             self.start, self.open, self.close, self.between = take_apart(tokenizer)
         except ValueError as error:
-            raise ValueError(f"{tokenizer.name_or_path}: {error}; another can be given with --chat-template "
-                             "FILE, as assets/chatml.jinja") from error
+            name = tokenizer.name_or_path or "tokenizer"
+            raise ValueError(f"{name}: {error}; another can be given with --chat-template FILE, as "
+                             "assets/chatml.jinja") from error
         self.control = control_tokens(tokenizer)
         self.end: int = tokenizer.eos_token_id                           # the token that ends a turn
         self.end_text: str = tokenizer.eos_token

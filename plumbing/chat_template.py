@@ -6,7 +6,10 @@ from typing import Any, NamedTuple
 from plumbing.trajectory import Messages
 
 # What a template's own statements raise beside jinja's errors: it is a program that somebody else wrote.
-FAILS = (ValueError, TypeError, LookupError, ArithmeticError, AttributeError)
+FAILS = (ValueError, TypeError, LookupError, ArithmeticError, AttributeError, RuntimeError)
+
+# The turn's own tags are text, also for a tokenizer that has them as special tokens, as the authors' has
+TAGS = {"<first_thought>", "</first_thought>", "<thought>", "</thought>", "<code>", "</code>"}
 
 QUESTION = {"role": "user", "content": "[[0]]"}
 ANSWER = {"role": "assistant", "content": "[[1]]"}
@@ -93,8 +96,8 @@ def fault_at_end(tokenizer: Any, close: str, between: str) -> list[str]:
     says = ends[0]
     if ends[0] != ends[1]:
         says += f", with {ends[1]} when another message follows"
-    return [f"ends the assistant's turn with {says}, while the end-of-sequence token is {eos!r} (`eos_token` "
-            "in tokenizer_config.json)"]
+    return [f"ends the assistant's turn with {says}, while the end-of-sequence token is "
+            f"{tokenizer.eos_token!r} (`eos_token` in tokenizer_config.json)"]
 
 
 def control_tokens(tokenizer: Any) -> re.Pattern[str]:
@@ -110,7 +113,7 @@ def control_texts(tokenizer: Any) -> set[str]:
     for token in tokenizer.added_tokens_decoder.values():
         if token.special:
             texts.add(str(token))
-    return {text for text in texts if text.strip()}
+    return {text for text in texts if text.strip()} - TAGS
 
 
 def control_ids(tokenizer: Any) -> set[int]:

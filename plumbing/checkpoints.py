@@ -2,7 +2,7 @@
 import contextlib
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
@@ -20,12 +20,21 @@ def saving(path: str) -> Iterator[None]:
         raise InputError(f"{path} could not be written, the last one that was is whole: {error}") from error
 
 
+def refuse_broken(weights: Iterable[Tensor], path: str) -> None:
+    """Raise InputError rather than write weights that are no numbers over what was saved before."""
+    if not all(weight.isfinite().all() for weight in weights):
+        raise InputError(f"{path} was not written, since there are weights that are no numbers: training has "
+                         "diverged; what was saved before stays")
+
+
 # ---- the state to resume from ----
 
 def save_state(trainer: Any, out: str, step: int, **extra: Any) -> None:
     """Write what resuming needs to OUT/state/step-N; once whole, `latest` names it and the old one goes."""
     folder = os.path.join(out, "state")
     name = f"step-{step}"
+    shards = [getattr(p, "ds_tensor", p) for p in trainer.module.parameters()]               # of ZeRO-3
+    refuse_broken(shards, folder)
     with saving(os.path.join(folder, name)):
         trainer.save_checkpoint(folder, tag=name, client_state={"step": step, **extra}, save_latest=False)
         torch.distributed.barrier()
@@ -99,10 +108,7 @@ def save_model(trainer: Any, tokenizer: Any, out: str) -> None:
         model = trainer.module.model
         if model.config.tie_word_embeddings:
             weights.pop("lm_head.weight")
-        broken = [name for name, weight in weights.items() if not weight.isfinite().all()]
-        if broken:
-            raise InputError(f"{out} was not written, since {len(broken)} of the {len(weights)} weights hold "
-                             "what is no number: training has diverged")
+        refuse_broken(weights.values(), out)
         merged = any(".lora_" in name for name, _ in model.named_parameters())
         if merged:
             weights = {name: weight.float() for name, weight in weights.items()}

@@ -2,6 +2,7 @@
 import argparse
 import contextlib
 import os
+import re
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -18,9 +19,12 @@ from plumbing.ranks import say_once
 @contextlib.contextmanager
 def named_on_error(path: str) -> Iterator[None]:
     """Turn what Transformers says of a folder that holds no chat model into one line that names it."""
+    from huggingface_hub.errors import StrictDataclassError
+    from safetensors import SafetensorError
+    unusable = OSError, ValueError, ImportError, RuntimeError, SafetensorError, StrictDataclassError
     try:
         yield
-    except (OSError, ValueError, ImportError, RuntimeError) as error:
+    except unusable as error:
         raise InputError(f"cannot use the model {path!r}: {' '.join(str(error).split())[:300]}") from None
 
 
@@ -130,9 +134,9 @@ def mend_generation_config(model: torch.nn.Module, path: str) -> None:
     try:
         config.validate(strict=True)
     except (ValueError, TypeError) as error:
-        why = " ".join(str(error).split())[:200]
-        say_once(f"{path}: its generation_config.json contradicts itself; only the ends of turns are kept "
-                 f"of it ({why})")
+        named = ", ".join(re.findall(r"- `(\w+)`:", str(error))) or error
+        say_once(f"{path}: its generation_config.json contradicts itself ({named}); only the tokens that "
+                 "begin and end a text are kept of it")
         model.generation_config = type(config)(bos_token_id=config.bos_token_id,
                                                eos_token_id=config.eos_token_id)
 
