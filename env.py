@@ -14,6 +14,8 @@ import zlib
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+from plumbing.chat_template import apply_template, control_ids, control_tokens, take_apart
+from plumbing.cli import InputError
 from plumbing.engines import Engine
 from plumbing.records import Record
 from plumbing.search import Search, SearchFailed
@@ -29,48 +31,38 @@ class Chat:
     """A tokenizer's chat template, taken apart into the constant strings between the messages' contents.
 
     Rollouts and training put the same strings together, so both see the same tokens, the newline after an end
-    of turn included, and sampled tokens are never decoded and encoded again. Control tokens inside a content
-    (say a search snippet with "<|im_end|>") are broken up first: text cannot open or end a turn.
-    Raises ValueError for a tokenizer without a template, or with one that does not keep earlier messages.
+    of turn included, and sampled tokens are never decoded and encoded again. Contents are stripped, as some
+    templates do. Control tokens inside a content (say a search snippet with "<|im_end|>") are broken up: text
+    cannot open or end a turn. Raises ValueError for a template that training could not keep to.
     """
 
     def __init__(self, tokenizer: Any) -> None:
-        name = tokenizer.name_or_path
         self.tokenizer = tokenizer
-        if not getattr(tokenizer, "chat_template", None):
-            raise ValueError(f'{name}: the tokenizer has no chat template; an "instruct" model is needed')
+        try:
+            self.start, self.open, self.close, self.between = take_apart(tokenizer)
+        except ValueError as error:
+            name = tokenizer.name_or_path or "tokenizer"
+            raise ValueError(f"{name}: {error}; another can be given with --chat-template FILE, as "
+                             "assets/chatml.jinja") from error
         self.control = control_tokens(tokenizer)
-
-        # three short conversations, with marks where the contents stand
-        question = {"role": "user", "content": "[[0]]"}
-        turn = {"role": "assistant", "content": "[[1]]"}
-        observation = {"role": "user", "content": "[[2]]"}
-        asked = self.template([question], generate=True)
-        answered = self.template([question, turn])
-        observed = self.template([question, turn, observation], generate=True)
-
-        self.start, self.open = asked.split("[[0]]")                     # open: "<|im_end|>\n<|im_start|>…"
-        self.close = answered.split("[[1]]")[-1]                         # after the last turn: "<|im_end|>\n"
-        self.between, last = observed.split("[[1]]")[-1].split("[[2]]")  # from a turn to its observation
-        end = self.ids(self.close)[:1]
-        keeps_history = observed.startswith(answered) and last == self.open
-        if not keeps_history or end != [tokenizer.eos_token_id]:
-            raise ValueError(f"{name}: the chat template rewrites history, or does not end the assistant's "
-                             "turn with the end-of-sequence token; training on it would differ from using it")
-        self.end = end[0]                                                # the token that ends a turn
-        self.end_text = tokenizer.decode(end)
-
-    def template(self, messages: Messages, generate: bool = False) -> str:
-        """The text of messages by the tokenizer's own template; generate: and the start of the next turn."""
-        return self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=generate)
+        self.end: int = tokenizer.eos_token_id                           # the token that ends a turn
+        self.end_text: str = tokenizer.eos_token
+        self.stray = control_ids(tokenizer) - {self.end}                 # tokens that have no place in a turn
 
     def ids(self, text: str) -> list[int]:
         """The tokens of a text, nothing added. A list of texts gives a list of such lists."""
         return self.tokenizer(text, add_special_tokens=False).input_ids
 
     def clean(self, text: str) -> str:
-        """Break up control tokens: "<|im_end|>" -> "< |im_end|>"."""
-        return self.control.sub(lambda found: found[0][0] + " " + found[0][1:], text)
+        """Strip a content and break up its control tokens: "<|im_end|>\n" -> "< |im_end|>"."""
+        return self.control.sub(lambda found: found[0][0] + " " + found[0][1:], text.strip())
+
+    def content(self, message: dict[str, str]) -> str:
+        """What the model sees of a message. In the policy's own turn a control token is nothing to learn."""
+        text = message["content"]
+        if message["role"] == "assistant":
+            text = self.control.sub("", text)
+        return self.clean(text)
 
     def observation(self, content: str) -> str:
         """The text between two turns of the policy, without the end-of-turn token, which the policy wrote."""
@@ -83,17 +75,18 @@ class Chat:
         -> [q q] 0 0, [<thought> a end] 1 1 1, [\\n Observation : 1 …] 0 0 0 0
         Raises ValueError if the template changes a message.
         """
-        pieces = [self.start + self.clean(messages[0]["content"]) + self.open]
+        messages = [{**message, "content": self.content(message)} for message in messages]
+        pieces = [self.start + messages[0]["content"] + self.open]
         by_policy = [0]                                                  # who wrote each piece
         for message in messages[1:]:
             if message["role"] == "assistant":
-                pieces.append(self.clean(message["content"]) + self.end_text)
+                pieces.append(message["content"] + self.end_text)
                 by_policy.append(1)
             else:
                 pieces.append(self.observation(message["content"]))
                 by_policy.append(0)
         if messages[-1]["role"] == "assistant":
-            whole = self.template([{**m, "content": self.clean(m["content"])} for m in messages])
+            whole = apply_template(self.tokenizer, messages)
             if "".join(pieces) + self.close[len(self.end_text):] != whole:
                 raise ValueError(f"the chat template changes a message: {whole[:200]!r}…")
         input_ids, loss_mask = [], []
@@ -103,24 +96,24 @@ class Chat:
         return input_ids, loss_mask
 
 
-def control_tokens(tokenizer: Any) -> re.Pattern[str]:
-    """Matches the texts that the tokenizer reads as control tokens, the longest first."""
-    texts = set(tokenizer.all_special_tokens)
-    for token in tokenizer.added_tokens_decoder.values():
-        if token.special:
-            texts.add(str(token))
-    longest_first = sorted(texts, key=len, reverse=True)
-    nothing = "(?!)"                                                     # matches nowhere
-    return re.compile("|".join(map(re.escape, longest_first)) or nothing)
+def load_chat(path: str, template: str | None = None) -> Chat:
+    """The Chat of a Hugging Face folder or hub name; template: a jinja file to use instead of its own.
 
-
-def load_chat(path: str) -> Chat:
-    """The Chat of a Hugging Face folder or hub name. Raises InputError, which names it."""
+    Raises InputError, which names them.
+    """
     import transformers
 
     from plumbing.models import named_on_error
     with named_on_error(path):
-        return Chat(transformers.AutoTokenizer.from_pretrained(path))
+        tokenizer = transformers.AutoTokenizer.from_pretrained(path)
+    try:
+        if template is not None:
+            with open(template, encoding="utf-8") as file:
+                tokenizer.chat_template = file.read()
+        return Chat(tokenizer)
+    except ValueError as error:
+        given = f"--chat-template {template}: " if template else ""
+        raise InputError(f"{given}{error}") from None
 
 
 # ---- one turn, and the state after recorded turns ----
@@ -239,12 +232,17 @@ class Episode:
 
     def token_turn(self, chat: Chat, ids: list[int], logps: list[float]) -> list[int] | None:
         """`turn` for sampled tokens -> the tokens that stand between this turn and the next, or None."""
-        complete = ids[-1:] == [chat.end]
+        last = ids[-1] if ids else None
+        complete = last == chat.end
+        strays = not complete and last in chat.stray        # it wrote, say, "<|endoftext|>"
         self.ids += ids
         self.loss_mask += [1] * len(ids)
         self.logps += logps
-        content = ids[:-1] if complete else ids
+        content = ids[:-1] if complete or strays else ids
         seen = self.turn(chat.tokenizer.decode(content), complete)
+        if strays:
+            self.stop = "format"
+            return None
         if seen is None:
             return None
         between = chat.ids(chat.observation(seen))

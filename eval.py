@@ -224,7 +224,7 @@ def play(args: argparse.Namespace, tasks: list[Record], rank: int, engine: Engin
     teacher = judge.Teacher.from_args(args) if args.teacher_url else None
     search = search_from_args(args)
     if engine is None:
-        engine = load_engine(args.engine, args.model, args.student_url, env.load_chat)
+        engine = load_engine(args.engine, args.model, args.student_url, env.load_chat, args.chat_template)
     chunk = max(1, args.chunk // args.self_consistent)     # each candidate has an interpreter
     with (open(args.out / f"predictions.rank{rank}.jsonl", "a", encoding="utf-8") as file,
           ThreadPoolExecutor(16) as pool,

@@ -24,9 +24,8 @@ Logged each step (metrics.jsonl): reward, and the share of rollouts with each of
 key step equal to the chosen one, to a rejected one; zero_variance, the share of groups with equal rewards
 (they have no gradient and are not trained on); skipped, starts whose prefix did not replay; dropped, rollouts
 whose search, interpreter or judge failed; response_tokens; truncated; entropy; clip_fraction; logp_gap
-between the engine that sampled and the trainer, mean over tokens before the first update; sync_gap, the same
-for greedy tokens right after the weights were handed over; grad_norm; seconds of each phase. The loss is no
-measure of progress: rho starts at 1 and advantages sum to 0, so it depends on the rollouts' lengths.
+between the engine that sampled and the trainer, mean over the tokens of the first update; sync_gap, the same
+for greedy tokens right after a sync; grad_norm; seconds of each phase. The loss is no measure of progress.
 """
 import argparse
 import math
@@ -54,7 +53,7 @@ from plumbing.search import search_from_args
 from plumbing.start import check_start, finished_before, save_args
 from plumbing.sync import sync
 from plumbing.tasks import read_tasks
-from plumbing.trainer import Metrics, make_trainer, optimizer_step, shuffled
+from plumbing.trainer import Metrics, make_trainer, optimizer_step, shuffled, stop_unless_finite
 from plumbing.trajectory import Messages, prefix, step_at, step_of
 from plumbing.values import dual, not_negative, part, positive, whole
 from sandbox import set_sandbox
@@ -320,7 +319,7 @@ def main(args: argparse.Namespace) -> None:
     teacher = Teacher.from_args(args)
     set_sandbox(args.sandbox, args.preload)
     search = search_from_args(args)
-    chat = load_chat(args.model)
+    chat = load_chat(args.model, args.chat_template)
     policy = load_policy(args.model, args)
     reference = load_policy(args.model, args).eval() if args.kl else None
     trainer = make_trainer(policy, args)
@@ -374,6 +373,7 @@ def main(args: argparse.Namespace) -> None:
         row = {"step": step + 1, "skipped": sum_over_ranks(len(skipped))[0], **summary(counts, updates),
                "sync_gap": sync_gap, "seconds_rollout": clock[1] - clock[0],
                "seconds_reward": clock[2] - clock[1], "seconds_update": clock[3] - clock[2]}
+        stop_unless_finite(row, args.out)
         for name in ("logp_gap", "sync_gap"):
             if math.isnan(row[name]) or row[name] > args.max_logp_gap:
                 raise InputError(f"step {step + 1}: engine and trainer disagree by {row[name]:.3f} nats a "

@@ -33,13 +33,13 @@ from tqdm import tqdm
 
 from env import Chat, load_chat
 from plumbing.checkpoints import load_state, remove_state, save_model, save_state
-from plumbing.cli import InputError, Parser, cli, training_flags
+from plumbing.cli import CHAT_TEMPLATE, InputError, Parser, cli, training_flags
 from plumbing.models import load_policy, matmul_rate, model_flops
 from plumbing.packing import NOTHING, Batch, Example, fill_rows, pack_examples, pad_examples
 from plumbing.ranks import check_multiple, start_distributed, sum_over_ranks
 from plumbing.records import Record, read_jsonl
 from plumbing.start import check_start, finished_before, save_args
-from plumbing.trainer import Metrics, make_trainer, optimizer_step, shuffled
+from plumbing.trainer import Metrics, make_trainer, optimizer_step, shuffled, stop_unless_finite
 from plumbing.values import not_negative, positive, share, whole
 
 
@@ -47,6 +47,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     p = Parser(__doc__)
     g = p.add_argument_group("files")
     g.add_argument("--model", required=True, help="Hugging Face folder or hub name to start from")
+    g.add_argument("--chat-template", help=CHAT_TEMPLATE)
     g.add_argument("--data", required=True, nargs="+", help="JSON lines with `messages`")
     g.add_argument("--val", nargs="+", help="JSON lines with `messages` whose loss is logged, not trained on")
     g.add_argument("--val-every", type=whole(1), default=100,
@@ -105,9 +106,13 @@ def encode(tokenizer: Any, messages: list[dict[str, str]], max_tokens: int) -> E
 
 def load_examples(paths: list[str], chat: Chat, max_tokens: int, overlong: str = "drop",
                   log: Callable[[str], None] = print) -> list[Example]:
-    """-> [(input_ids, loss_mask)]; over-long ones are dropped or cut, other faults raise InputError."""
+    """-> [(input_ids, loss_mask)]; over-long ones are dropped or cut, other faults raise InputError.
+
+    Also dropped are those whose text the chat template would change.
+    """
     examples = []
     long = 0
+    changed = []                                           # what the template does to them
     for path in paths:
         line = 0
         for line, record in read_jsonl(path):
@@ -117,7 +122,8 @@ def load_examples(paths: list[str], chat: Chat, max_tokens: int, overlong: str =
             try:
                 ids, mask = chat.encode(record["messages"])
             except ValueError as error:
-                raise InputError(f"{path}, line {line}: field `messages`: {error}") from None
+                changed.append(f"{path}, line {line}: {error}")
+                continue
             if len(ids) > max_tokens:
                 long += 1
                 end = end_of_last_step(mask, max_tokens) if overlong == "cut" else 0
@@ -128,12 +134,15 @@ def load_examples(paths: list[str], chat: Chat, max_tokens: int, overlong: str =
         if line == 0:
             raise InputError(f"{path} is empty: it holds no trajectory")
     if not examples:
-        raise InputError(f"{', '.join(paths)}: no trajectory to train on "
-                         f"({long} longer than {max_tokens} tokens)")
+        first = "".join(f"; {each}" for each in changed[:1])
+        raise InputError(f"{', '.join(paths)}: no trajectory to train on ({long} longer than {max_tokens} "
+                         f"tokens, {len(changed)} that the chat template changes{first})")
     examples.sort(key=lambda e: zlib.crc32(bytes(str(e[0]), "ascii")))   # whatever the order of the lines
     fate = "cut after a step or dropped" if overlong == "cut" else "dropped"
     log(f"{', '.join(paths)}: {len(examples)} trajectories, {trained_tokens(examples):,} trained tokens; "
         f"{long} too long, {fate}")
+    if changed:
+        log(f"{len(changed)} dropped, the first of them {changed[0]}")
     return examples
 
 
@@ -158,7 +167,7 @@ def trained_tokens(examples: list[Example]) -> int:
 
 def show(args: argparse.Namespace) -> None:
     """Print examples as the model sees them, the tokens it is trained on in green."""
-    chat = load_chat(args.model)
+    chat = load_chat(args.model, args.chat_template)
     examples = load_examples(args.data, chat, args.max_tokens, args.overlong)
     for ids, mask in examples[:args.show]:
         print(f"---- {len(ids)} tokens, {trained_tokens([(ids, mask)])} of them trained")
@@ -220,7 +229,7 @@ def main(args: argparse.Namespace) -> None:
         log(f"{args.out} is finished already")
         return
     check_multiple("--batch", args.batch, f"the {world} ranks", world)
-    chat = load_chat(args.model)
+    chat = load_chat(args.model, args.chat_template)
     examples = load_examples(args.data, chat, args.max_tokens, args.overlong, log)
     val = load_examples(args.val, chat, args.max_tokens, args.overlong, log) if args.val else []
     steps = args.steps or math.ceil(args.epochs * len(examples) / args.batch)
@@ -247,6 +256,7 @@ def main(args: argparse.Namespace) -> None:
                "tokens_per_s": tokens / seconds, "utilisation": flops(batch) / seconds / limit}
         if val and ((step + 1) % args.val_every == 0 or step + 1 == steps):
             row["val_loss"] = mean_loss(trainer, micro_batches(val, rank, world, args, device), val)
+        stop_unless_finite(row, args.out)
         metrics.write(row)
         bar.update()
         bar.set_postfix_str(f"loss {row['loss']:.3f}, {row['tokens_per_s']:.0f} trained tokens/s, "

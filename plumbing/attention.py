@@ -138,7 +138,7 @@ def attend(module: torch.nn.Module, query: Tensor, key: Tensor, value: Tensor, a
     """
     if segments is not None:
         if dropout or (sliding_window is not None and segments.longest > sliding_window):
-            raise ValueError("packed rows know no attention dropout and no sliding window shorter than a "
+            raise InputError("packed rows know no attention dropout and no sliding window shorter than a "
                              "trajectory; give --no-pack")
         q, k, v = (x[0].transpose(0, 1) for x in (query, key, value))      # (T, H, D)
         if varlen is not None and query.is_cuda and query.dtype != torch.float32:

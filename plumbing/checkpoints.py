@@ -2,7 +2,7 @@
 import contextlib
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
@@ -21,12 +21,21 @@ def saving(path: str) -> Iterator[None]:
         raise InputError(f"{path} could not be written, the last one that was is whole: {error}") from error
 
 
+def refuse_broken(weights: Iterable[Tensor], path: str) -> None:
+    """Raise InputError rather than write weights that are no numbers over what was saved before."""
+    if not all(weight.isfinite().all() for weight in weights):
+        raise InputError(f"{path} was not written, since there are weights that are no numbers: training has "
+                         "diverged; what was saved before stays")
+
+
 # ---- the state to resume from ----
 
 def save_state(trainer: Any, out: str, step: int, **extra: Any) -> None:
     """Write what resuming needs to OUT/state/step-N; once whole, `latest` names it and the old one goes."""
     folder = os.path.join(out, "state")
     name = f"step-{step}"
+    shards = [getattr(p, "ds_tensor", p) for p in trainer.module.parameters()]               # of ZeRO-3
+    refuse_broken(shards, folder)
     with saving(os.path.join(folder, name)):
         trainer.save_checkpoint(folder, tag=name, client_state={"step": step, **extra}, save_latest=False)
         wait_for_ranks("writing the state")
@@ -63,8 +72,8 @@ def remove_state(out: str) -> None:
 # ---- the trained model ----
 
 def full_weights(trainer: Any) -> Iterator[tuple[str, Tensor]]:
-    """Yield (name, tensor) as Transformers and vLLM know them: gathered one by one under ZeRO-3, LoRA merged,
-    tied embeddings under both names."""
+    """Yield (name, tensor) as Transformers and vLLM know them: gathered one by one under ZeRO-3, LoRA merged
+    in fp32 (bf16 would round most of a small change away), tied embeddings under both names."""
     import deepspeed
     model = trainer.module.model
     layers = dict(model.named_modules())
@@ -83,12 +92,19 @@ def full_weights(trainer: Any) -> Iterator[tuple[str, Tensor]]:
         with deepspeed.zero.GatheredParameters([p, *low_rank], enabled=sharded):
             weight = p.detach()
             if lora_layer is not None:
-                weight = weight + lora_layer.get_delta_weight("default").detach()
+                weight = weight.float() + lora_change(lora_layer)
             yield name.replace(".base_layer.", "."), weight
 
 
+def lora_change(layer: Any) -> Tensor:
+    """What peft's LoRA layer adds to its weight, in fp32."""
+    low, high = layer.lora_A["default"].weight, layer.lora_B["default"].weight
+    change = (high.detach().float() @ low.detach().float()) * layer.scaling["default"]
+    return change.T if layer.fan_in_fan_out else change
+
+
 def save_model(trainer: Any, tokenizer: Any, out: str) -> None:
-    """Write a Hugging Face folder beside OUT, then move it there."""
+    """Write a Hugging Face folder beside OUT, then move it there; in fp32 where LoRA was merged."""
     rank = torch.distributed.get_rank()
     weights = {}
     for name, p in full_weights(trainer):                  # every rank takes part in the gathering
@@ -98,10 +114,17 @@ def save_model(trainer: Any, tokenizer: Any, out: str) -> None:
         model = trainer.module.model
         if model.config.tie_word_embeddings:
             weights.pop("lm_head.weight")
+        refuse_broken(weights.values(), out)
+        merged = any(".lora_" in name for name, _ in model.named_parameters())
+        if merged:
+            weights = {name: weight.float() for name, weight in weights.items()}
         part = out.rstrip("/") + ".part"
         with saving(out):
             shutil.rmtree(part, ignore_errors=True)        # of a run that was killed here
             model.save_pretrained(part, state_dict=weights)
+            if merged:                                     # or it would be loaded in the trainer's dtype
+                model.config.dtype = torch.float32
+                model.config.save_pretrained(part)
             tokenizer.save_pretrained(part)
             move_into_place(part, out)
     wait_for_ranks("writing the model")

@@ -64,6 +64,10 @@ def cli(main: Callable[[argparse.Namespace], None], args: argparse.Namespace) ->
 
 # ---- flags of several scripts ----
 
+CHAT_TEMPLATE = ("jinja file in place of the model's own chat template, as assets/chatml.jinja; training "
+                 "saves it with the checkpoint")
+
+
 def teacher_flags(parser: argparse.ArgumentParser, required: bool = True) -> None:
     """The flags of every script that asks the teacher."""
     g = parser.add_argument_group("teacher")
@@ -100,6 +104,7 @@ def sampling_flags(parser: argparse.ArgumentParser, temperature: float = 0.6, to
     g = parser.add_argument_group("rollouts")
     g.add_argument("--engine", choices=["torch", "vllm", "url"], default="torch",
                    help="what generates the student's turns: Transformers, vLLM, or an endpoint")
+    g.add_argument("--chat-template", help=CHAT_TEMPLATE)
     g.add_argument("--student-url", help="OpenAI-compatible endpoint of the student, for --engine url")
     g.add_argument("--max-steps", type=whole(1), default=8,
                    help="thought–code steps after the start or the prefix")
@@ -136,7 +141,8 @@ def training_flags(group: Any, row_tokens: int, save_every: int) -> None:
     group.add_argument("--offload", action=argparse.BooleanOptionalAction, default=False,
                        help="keep the optimizer in host memory and step there (needs --zero 1 to 3)")
     group.add_argument("--lora-rank", type=whole(0), default=0,
-                       help="train low-rank additions to all linear layers, merged on saving; 0: all weights")
+                       help="train low-rank additions to all linear layers, merged on saving, which is in "
+                            "fp32; 0: all weights")
     group.add_argument("--checkpointing", action=argparse.BooleanOptionalAction, default=False,
                        help="recompute activations in the backward pass: less memory, a third more time")
     group.add_argument("--seed", type=seed, default=0, help="seed of the order of the data and of LoRA")

@@ -2,13 +2,16 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, Protocol
 
 from plumbing.chat_api import chat_completion
 from plumbing.cli import InputError
+from plumbing.ranks import say_once
 
 if TYPE_CHECKING:
     import torch
@@ -36,10 +39,11 @@ class Engine(Protocol):
              seed: int = 0, progress: tqdm | None = None) -> None:
         """Play every episode to its end; `progress` counts those that ended.
 
-        An engine of tokens calls `episode.begin(chat)`. It samples what follows `episode.ids` to the end of
-        the turn, at most `episode.tokens_left` tokens, gives them to `episode.token_turn`, and goes on until
-        that returns None. An engine of texts does the same with `episode.messages` and `episode.turn`.
-        `episode.sampling_seed(seed)` seeds an episode's random numbers. Temperature 0 is greedy.
+        An engine of tokens calls `episode.begin(chat)`. It samples what follows `episode.ids` to `chat.end`
+        or a token of `chat.stray`, at most `episode.tokens_left` tokens, gives them to `episode.token_turn`,
+        and goes on until that returns None. An engine of texts does the same with `episode.messages` and
+        `episode.turn`. `episode.sampling_seed(seed)` seeds an episode's random numbers. Temperature 0 is
+        greedy.
         """
 
     def load(self, weights: Iterable[tuple[str, Tensor]]) -> None:
@@ -55,23 +59,25 @@ class Engine(Protocol):
         """The prompt's greedy continuation by n tokens, and their log-probs. Only for `separate` engines."""
 
 
-def load_engine(kind: str, path: str, url: str | None, load_chat: Callable[[str], Chat]) -> Engine:
+def load_engine(kind: str, path: str, url: str | None, load_chat: Callable[[str, str | None], Chat],
+                template: str | None = None) -> Engine:
     """The engine of mps.py and eval.py.
 
     kind: torch | vllm | url. path: a Hugging Face folder or hub name; for url, the model's name there.
+    template: a jinja file in place of the chat template that the model has.
     Raises InputError for anything that is no chat model.
     """
     if kind == "url":
         if not url:
             raise InputError("--engine url needs --student-url")
+        if template:
+            raise InputError("--chat-template is for --engine torch and vllm: an endpoint has its own")
         return URLEngine(url, path)
-    from plumbing.models import load_model, named_on_error
-    chat = load_chat(path)
+    from plumbing.models import load_config, load_model, named_on_error, usable_dtype
+    chat = load_chat(path, template)
     if kind == "vllm":
-        import transformers
-        with named_on_error(path):
-            dtype = transformers.AutoConfig.from_pretrained(path).dtype or "auto"
-        return VLLMEngine(path, chat, dtype=dtype)         # "auto" alone would turn fp32 into half precision
+        dtype = load_config(path).dtype                    # "auto" alone would turn fp32 into half precision
+        return VLLMEngine(path, chat, dtype=usable_dtype(path, dtype) if dtype else "auto")
     model = load_model(path, "auto")
     with named_on_error(path):
         return TorchEngine(model, chat)
@@ -145,6 +151,19 @@ def invert(mass: Tensor, uniform: Tensor) -> Tensor:
     return index.clamp(max=mass.shape[1] - 1)
 
 
+@contextlib.contextmanager
+def generating(model: torch.nn.Module) -> Iterator[None]:
+    """Without gradients and out of train mode, to which the model then returns."""
+    import torch
+    training = model.training
+    model.eval()
+    try:
+        with torch.inference_mode():
+            yield
+    finally:
+        model.train(training)
+
+
 class TorchEngine:
     """Generation with a Transformers model: one column of tokens per forward pass for all rows together.
 
@@ -160,25 +179,67 @@ class TorchEngine:
                  owns_weights: bool = True) -> None:
         """batch: rows of a forward pass; owns_weights: False where the model is the trainer's own."""
         from plumbing.attention import use_segments
+        from plumbing.kv_cache import shortest_window
         if model.config._attn_implementation == "sdpa":
             use_segments(model)                            # decodes without copies of keys and values
         self.model = model
         self.chat = chat
         self.batch = batch
         self.owns_weights = owns_weights
+        self.window = shortest_window(model.config)
+        with generating(model):
+            self.check()
+
+    def check(self) -> None:
+        """Raise InputError unless columns with padding among them give the log-probs of plain rows."""
+        import torch
+        name = type(self.model).__name__
+        needs = (f"--engine torch cannot generate with {name}: it needs a cache of every token's keys and "
+                 "values, and positions that padding does not shift")
+        starts = [3, 4, 5, 6, 7], [3, 4], [3, 4, 5, 6, 7]
+        gaps = []
+        try:
+            columns = self.prefill([SimpleNamespace(ids=ids) for ids in starts])
+            for column in [8, None, 9], [None, 5, None], [9, 6, 8]:
+                columns.append(column)
+            columns.keep([1, 0])
+            columns.append([7, 10])
+            for row, logits in zip(([3, 4, 5, 6, 7], [3, 4, 5, 6, 7, 8, 9, 10]), columns.logits):
+                plain = self.model(torch.tensor([row], device=logits.device)).logits[0, -1]
+                gap = torch.log_softmax(logits.float(), -1) - torch.log_softmax(plain.float(), -1)
+                gaps.append(float(gap.abs().mean()))
+        except (AttributeError, TypeError, ValueError, LookupError, RuntimeError) as error:
+            why = " ".join(str(error).split())[:100]
+            raise InputError(f"{needs} ({type(error).__name__}: {why}); give --engine vllm") from error
+        largest = 0.02 if self.model.dtype == torch.float32 else 0.5       # nats, room for rounding
+        if not max(gaps) <= largest:
+            raise InputError(f"{needs} (log-probs are off by {max(gaps):.2f} nats); give --engine vllm")
 
     def play(self, episodes: list[Episode], temperature: float = 1.0, top_p: float = 1.0, top_k: int = 0,
              seed: int = 0, progress: tqdm | None = None) -> None:
-        import torch
         for episode in episodes:
             episode.begin(self.chat)
         how = (temperature, top_p, top_k)
-        training = self.model.training
-        self.model.eval()
-        with torch.inference_mode(), ThreadPoolExecutor(16) as pool:
-            for at in range(0, len(episodes), self.batch):
-                self.play_batch(episodes[at:at + self.batch], pool, how, seed, progress)
-        self.model.train(training)
+        batch = self.rows_together(episodes)
+        with generating(self.model), ThreadPoolExecutor(16) as pool:
+            for at in range(0, len(episodes), batch):
+                self.play_batch(episodes[at:at + batch], pool, how, seed, progress)
+
+    def rows_together(self, episodes: list[Episode]) -> int:
+        """How many episodes may share a forward pass.
+
+        A sliding window counts columns, padding too, so it has to hold all of a batch's columns; each has a
+        new token of at least one row. A row alone is never padded.
+        """
+        if self.window is None:
+            return self.batch
+        prompt = max((len(e.ids) for e in episodes), default=0)
+        new = max((e.tokens_left for e in episodes), default=1)
+        together = max(1, min(self.batch, (self.window - prompt) // max(1, new)))
+        if together < self.batch:
+            say_once(f"the model's layers see {self.window} tokens back: --engine torch generates in batches "
+                     f"of {together}, --engine vllm needs none")
+        return together
 
     def play_batch(self, episodes: list[Episode], pool: ThreadPoolExecutor, how: tuple[float, float, int],
                    seed: int, progress: tqdm | None) -> None:
@@ -307,7 +368,7 @@ class Row:
         self.ids.append(token)
         self.logps.append(logp)
         self.drawn += 1
-        if token == chat.end or len(self.ids) >= self.episode.tokens_left:
+        if token == chat.end or token in chat.stray or len(self.ids) >= self.episode.tokens_left:
             self.running = pool.submit(self.episode.token_turn, chat, self.ids, self.logps)
             self.ids = []
             self.logps = []
@@ -362,8 +423,8 @@ class VLLMEngine:
                             distributed_executor_backend=launcher)
 
     def params(self, **how: Any) -> Any:
-        """vLLM's SamplingParams. A turn ends only with the chat template's end of turn (`stop_token_ids`),
-        whatever else the model's own files call an end."""
+        """vLLM's SamplingParams. A turn ends only with the chat template's end of turn or a token that has no
+        place in a turn (`stop_token_ids`), whatever else the model's own files call an end."""
         final = self.vllm.sampling_params.RequestOutputKind.FINAL_ONLY
         return self.vllm.SamplingParams(logprobs=0, detokenize=False, ignore_eos=True, output_kind=final,
                                         **how)
@@ -379,7 +440,7 @@ class VLLMEngine:
             name = f"{i} {episode.calls}"
             params = self.params(temperature=temperature, top_p=top_p, top_k=top_k,
                                  max_tokens=episode.tokens_left, seed=episode.sampling_seed(seed),
-                                 stop_token_ids=[self.chat.end])
+                                 stop_token_ids=[self.chat.end, *self.chat.stray])
             engine.add_request(name, self.vllm.inputs.tokens_input(episode.ids), params)
             asked[name] = i
 
@@ -459,7 +520,8 @@ class URLEngine:
         def play_one(episode: Episode) -> None:
             goes_on = True
             while goes_on:
-                ask = {"messages": episode.messages, "max_tokens": episode.max_tokens,
+                messages = [{**m, "content": m["content"].strip()} for m in episode.messages]    # as in Chat
+                ask = {"messages": messages, "max_tokens": episode.max_tokens,
                        "seed": episode.sampling_seed(seed)}
                 choice = chat_completion(self.url, body | ask, timeout=self.timeout, refused=self.refused)
                 complete = choice.get("finish_reason") != "length"

@@ -2,8 +2,10 @@
 
 To be imported late: Transformers takes seconds.
 """
+from typing import Any
+
 from torch import Tensor
-from transformers.cache_utils import Cache, DynamicLayer
+from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
 
 ROOM = 64                                  # tokens that a new buffer can still take
 
@@ -52,3 +54,10 @@ def make_growing(cache: Cache) -> None:
     for i, layer in enumerate(cache.layers):
         if type(layer) is DynamicLayer and layer.is_initialized:
             cache.layers[i] = GrowingLayer(layer)
+
+
+def shortest_window(config: Any) -> int | None:
+    """The fewest tokens that an attention layer of a model sees; None if all of them see everything."""
+    cache = DynamicCache(config=config)
+    sliding = [layer for layer, slides in zip(cache.layers, cache.is_sliding) if slides]
+    return min((layer.sliding_window for layer in sliding), default=None)

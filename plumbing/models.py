@@ -2,6 +2,7 @@
 import argparse
 import contextlib
 import os
+import re
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -12,6 +13,7 @@ from torch import Tensor
 from plumbing.attention import use_segments
 from plumbing.cli import InputError
 from plumbing.packing import Example, pack_examples, pad_examples
+from plumbing.ranks import say_once
 
 
 def fault_of_folder(path: str) -> str | None:
@@ -29,55 +31,132 @@ def fault_of_folder(path: str) -> str | None:
 @contextlib.contextmanager
 def named_on_error(path: str) -> Iterator[None]:
     """Turn what Transformers says of a folder that holds no chat model into one line that names it."""
+    from huggingface_hub.errors import StrictDataclassError
+    from safetensors import SafetensorError
+    unusable = OSError, ValueError, ImportError, RuntimeError, SafetensorError, StrictDataclassError
     fault = fault_of_folder(path)
     if fault:
         raise InputError(f"cannot use the model {path!r}: {fault}")
     try:
         yield
-    except (OSError, ValueError) as error:
+    except unusable as error:
         said = " ".join(str(error).split())[:300]
         if not os.path.isdir(path):
             said = f"there is no such folder, and as a name on the hub: {said}"
         raise InputError(f"cannot use the model {path!r}: {said}") from None
 
 
-def load_model(path: str, dtype: torch.dtype | str) -> torch.nn.Module:
-    """The causal language model of a folder or hub name, on this rank's device. Raises InputError."""
+def load_config(path: str) -> Any:
+    """The config.json of a folder or hub name. Raises InputError."""
+    import transformers
+    with named_on_error(path):
+        return transformers.AutoConfig.from_pretrained(path)
+
+
+def load_model(path: str, dtype: torch.dtype | str, training: bool = False) -> torch.nn.Module:
+    """The causal language model of a folder or hub name, on this rank's device. Raises InputError.
+
+    dtype: "auto" is that of its weights, fp32 where the processor is slow with that. training: no dropout.
+    """
     import transformers
     transformers.utils.logging.disable_progress_bar()
+    config = load_config(path)
+    quantised = getattr(config.get_text_config(), "quantization_config", None)
+    quantised = getattr(config, "quantization_config", quantised)
+    if quantised:
+        method = dict(quantised).get("quant_method", "unknown method")
+        raise InputError(f"cannot use the model {path!r}: its weights are quantised ({method}, says its "
+                         "config.json); take the unquantised model that it was made from")
+    if training:
+        without_dropout(config, path)
     with named_on_error(path):
-        model = transformers.AutoModelForCausalLM.from_pretrained(path, dtype=dtype)
+        model, told = transformers.AutoModelForCausalLM.from_pretrained(path, config=config, dtype=dtype,
+                                                                        output_loading_info=True)
+    if told["missing_keys"]:                               # Transformers has put random numbers there
+        raise InputError(f"cannot use the model {path!r}: its files have no weights for "
+                         f"{len(told['missing_keys'])} parameters, as {min(told['missing_keys'])}")
     if torch.cuda.is_available():
         return model.to(f"cuda:{os.environ.get('LOCAL_RANK', 0)}")
+    if dtype == "auto" and usable_dtype(path, model.dtype) != model.dtype:
+        return model.float()
     return model
 
 
+def without_dropout(config: Any, path: str) -> None:
+    """Set every dropout of a model's config to 0: rollouts and updates have to give the same log-probs."""
+    found = []
+    for part in config, config.get_text_config():
+        for name, value in vars(part).items():
+            drops = "drop" in name or "jitter" in name
+            of_another_head = name.startswith(("classifier_", "summary_"))
+            if drops and not of_another_head and isinstance(value, float) and value > 0:
+                setattr(part, name, 0.0)
+                found.append(f"{name} {value}")
+    if found:
+        say_once(f"{path}: without the dropout of its config.json ({', '.join(found)})")
+
+
+def usable_dtype(path: str, dtype: torch.dtype) -> torch.dtype:
+    """fp32 in place of half precision on a processor that multiplies it slowly, or else this dtype."""
+    device = torch.device("cpu")
+    if torch.cuda.is_available() or dtype == torch.float32:
+        return dtype
+    slowness = matmul_rate(device, torch.float32, 256) / matmul_rate(device, dtype, 256)
+    if slowness < 3:
+        return dtype
+    say_once(f"{path}: this processor multiplies {dtype} {slowness:.0f} times slower than fp32: fp32 is used")
+    return torch.float32
+
+
 def load_policy(path: str, args: argparse.Namespace) -> "LogProbs":
-    """The checkpoint with fp32 weights as a policy to train. Raises InputError with what is wrong.
+    """The checkpoint with fp32 weights as a policy in train mode. Raises InputError with what is wrong.
 
     Any architecture works whose log-probs of a few packed tokens equal the plain model's.
     """
-    model = load_model(path, torch.float32)
+    from plumbing.kv_cache import shortest_window
+    model = load_model(path, torch.float32, training=True)
+    window = shortest_window(model.config)
+    if args.pack and window is not None and window < args.max_tokens:
+        raise InputError(f"cannot train {path!r} in packed rows: its layers see {window} tokens back, fewer "
+                         f"than --max-tokens {args.max_tokens}; give --no-pack")
+    mend_generation_config(model, path)
+    experts = "num_experts", "num_local_experts", "n_routed_experts"
+    if any(getattr(model.config.get_text_config(), name, None) for name in experts):
+        say_once(f"{path}: a mixture of experts; no auxiliary loss that balances them is added")
     ids = torch.arange(3, 11, device=model.device)                         # (8,)
     try:
-        policy = LogProbs(model, args.attention)
+        with torch.no_grad():
+            plain = torch.log_softmax(model(ids[None]).logits[0, :-1], -1).gather(1, ids[1:, None])[:, 0]
+        policy = LogProbs(model, args.attention).train()   # in eval mode nothing would be recomputed
+        if args.checkpointing:
+            model.gradient_checkpointing_enable({"use_reentrant": False})
         if args.pack:
             batch = pack_examples([(ids.tolist(), [1] * 8)] * 2, model.device)
         else:
             batch = pad_examples([(ids.tolist(), [1] * 8)], model.device)
         with torch.no_grad():
-            plain = torch.log_softmax(model(ids[None]).logits[0, :-1], -1).gather(1, ids[1:, None])[:, 0]
             torch.testing.assert_close(policy(*batch)[-7:], plain, atol=1e-2, rtol=0)
     except AssertionError:
-        why = "its logits are not output matrix times hidden states"
+        why = "its log-probs are not the plain model's: its logits are not output matrix times hidden states"
         if args.pack:
             why += ", or its attention takes no packed rows (give --no-pack)"
         raise InputError(f"cannot train {path!r}: {why}") from None
-    except (ValueError, TypeError) as error:
-        raise InputError(f"cannot train {path!r}: {error}") from None
-    if args.checkpointing:
-        model.gradient_checkpointing_enable({"use_reentrant": False})
+    except (ValueError, TypeError, AttributeError, LookupError, RuntimeError) as error:
+        raise InputError(f"cannot train {path!r}: {error}") from error
     return policy
+
+
+def mend_generation_config(model: torch.nn.Module, path: str) -> None:
+    """Leave out of generation_config.json what Transformers would refuse to save at the end of training."""
+    config = model.generation_config
+    try:
+        config.validate(strict=True)
+    except (ValueError, TypeError) as error:
+        named = ", ".join(re.findall(r"- `(\w+)`:", str(error))) or error
+        say_once(f"{path}: its generation_config.json contradicts itself ({named}); only the tokens that "
+                 "begin and end a text are kept of it")
+        model.generation_config = type(config)(bos_token_id=config.bos_token_id,
+                                               eos_token_id=config.eos_token_id)
 
 
 def add_lora(model: torch.nn.Module, rank: int, seed: int) -> None:
@@ -207,9 +286,11 @@ def model_flops(model: torch.nn.Module, lora: bool) -> Callable[[list[Example]],
     return flops
 
 
-def matmul_rate(device: torch.device, dtype: torch.dtype) -> float:
-    """Measured floating-point operations a second of a large product: what utilisation is a share of."""
-    n = 8192 if device.type == "cuda" else 1024
+def matmul_rate(device: torch.device, dtype: torch.dtype, n: int | None = None) -> float:
+    """Measured floating-point operations a second of a product of n x n matrices, by default large ones: what
+    utilisation is a share of."""
+    if n is None:
+        n = 8192 if device.type == "cuda" else 1024
     a = torch.ones(n, n, device=device, dtype=dtype)
     seconds = []
     for _ in range(4):

@@ -83,6 +83,13 @@ def most_over_ranks(number: int) -> int:
     return int(most)
 
 
+@functools.cache
+def say_once(text: str) -> None:
+    """Print a line, the first time that this process is to, and only on rank 0."""
+    if rank_and_world()[0] == 0:
+        print(text, flush=True)
+
+
 # ---- players: mps.py and eval.py ----
 
 def rank_and_world() -> tuple[int, int]:

@@ -51,7 +51,8 @@ def summary(counts: Counter, updates: list[tuple[Counter, float | None]]) -> dic
     row["loss"] = sum(s["loss"] for s in sums)
     row["kl"] = sum(s["kl"] for s in sums) / len(sums)
     row["clip_fraction"] = sum(s["clip_fraction"] for s in sums) / len(sums)
-    row["logp_gap"] = sums[0]["logp_gap"] / max(1, sums[0]["trained_tokens"])
+    before = next((s for s in sums if s["trained_tokens"]), sums[0])       # before the first step was made
+    row["logp_gap"] = before["logp_gap"] / max(1, before["trained_tokens"])
     row["updates"] = len(norms)
     row["grad_norm"] = sum(norms) / max(1, len(norms))
     return row

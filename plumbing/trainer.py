@@ -1,6 +1,7 @@
 """DeepSpeed around a policy: the optimizer and its step, the order of the data, the metrics."""
 import argparse
 import functools
+import math
 import os
 import random
 import zlib
@@ -10,8 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from plumbing.cli import InputError
 from plumbing.models import LogProbs, add_lora
-from plumbing.records import append_jsonl, open_metrics
+from plumbing.records import Record, append_jsonl, open_metrics
 
 
 def make_trainer(policy: LogProbs, args: argparse.Namespace) -> Any:
@@ -29,7 +31,8 @@ def make_trainer(policy: LogProbs, args: argparse.Namespace) -> Any:
     groups = [{"params": matrices, "weight_decay": args.weight_decay}]
     if vectors:
         groups.append({"params": vectors, "weight_decay": 0.0})
-    optimizer = torch.optim.AdamW(groups, lr=args.lr, betas=(0.9, 0.999), fused=True)
+    # lr 0, as DeepSpeed takes a step while it starts; `optimizer_step` sets the learning rate
+    optimizer = torch.optim.AdamW(groups, lr=0.0, betas=(0.9, 0.999), fused=True)
     zero: dict[str, Any] = {"stage": args.zero}
     if args.offload:
         zero["offload_optimizer"] = {"device": "cpu", "pin_memory": torch.cuda.is_available()}
@@ -45,6 +48,7 @@ def make_trainer(policy: LogProbs, args: argparse.Namespace) -> Any:
         "steps_per_print": 1 << 60,                        # never
     }
     trainer, *_ = deepspeed.initialize(model=policy, optimizer=optimizer, config=config)
+    optimizer.state.clear()                                # of that step, made for bf16 with ZeRO 0
     return trainer
 
 
@@ -54,7 +58,7 @@ def optimizer_step(trainer: Any, micro_batches: Sequence[tuple], loss_of: Callab
 
     loss_of(*micro_batch) is this rank's part of the loss, already divided by the *global* denominator;
     DeepSpeed averages gradients over ranks, hence the factor. Every rank must bring the same number of
-    micro-batches.
+    micro-batches. The norm is nan where a gradient is no number; DeepSpeed may then have left out the step.
     """
     for group in trainer.optimizer.param_groups:
         group["lr"] = lr
@@ -69,8 +73,18 @@ def optimizer_step(trainer: Any, micro_batches: Sequence[tuple], loss_of: Callab
             norm = torch.nn.utils.clip_grad_norm_(trainer.parameters(), trainer.gradient_clipping())
         trainer.step()
     if not keeps_no_norm:
-        norm = trainer.get_global_grad_norm()
+        norm = trainer.get_global_grad_norm()              # -1, or that of the step before, for nan
+        if trainer.optimizer.overflow or norm < 0:
+            return math.nan
     return float(norm)
+
+
+def stop_unless_finite(row: Record, out: str) -> None:
+    """Raise InputError if a step's loss or gradient norm is no number: nothing of that step is kept."""
+    for name in "loss", "grad_norm", "val_loss":
+        if not math.isfinite(row.get(name, 0.0)):
+            raise InputError(f"step {row['step']}: `{name}` is {row[name]}, training has diverged; what was "
+                             f"saved in {out} before it stays; try a lower --lr")
 
 
 def shuffled(items: list, places: range, seed: int) -> list:

@@ -9,9 +9,11 @@ import transformers
 from transformers.cache_utils import DynamicLayer
 
 import env
+import plumbing.engines
+import plumbing.models
 from plumbing.cli import InputError
-from plumbing.engines import TorchEngine, check_trainer_engine, load_engine, trainer_engine
-from plumbing.kv_cache import ROOM, GrowingLayer
+from plumbing.engines import TorchEngine, VLLMEngine, check_trainer_engine, load_engine, trainer_engine
+from plumbing.kv_cache import ROOM, GrowingLayer, shortest_window
 from plumbing.models import load_model
 
 
@@ -49,11 +51,11 @@ class Talk(env.Episode):
         return "Observation: 7" if self.calls < 2 + 2 * self.copy else None
 
 
-@pytest.mark.parametrize("batch, window", [(6, None), (1, 16)])
+@pytest.mark.parametrize("batch, window", [(6, None), (1, 16), (6, 16), (6, 700)])
 def test_log_probs_are_those_of_the_whole_rollout(checkpoint, batch, window):
     """Sampled column by column with a cache, and computed at once; one layer has a sliding window.
 
-    The window counts columns, so with it only a row alone, which is never padded, is sure to be right.
+    The window counts columns, so rows may be padded only as far as it holds them all.
     """
     config = transformers.AutoConfig.from_pretrained(checkpoint)
     if window:
@@ -63,6 +65,7 @@ def test_log_probs_are_those_of_the_whole_rollout(checkpoint, batch, window):
     model = transformers.AutoModelForCausalLM.from_config(config)
     chat = env.load_chat(checkpoint)
     chat.end = OneInEight()
+    chat.stray = frozenset()
     starts = [dict(question="Cy has 6 pears." + " ?" * n) for n in (0, 9, 30)]
     episodes = [Talk(start, None, max_tokens=300, copy=copy) for start in starts for copy in range(3)]
     TorchEngine(model, chat, batch=batch).play(episodes, temperature=0.7, top_p=0.9)
@@ -115,3 +118,203 @@ def test_what_cannot_be_loaded_is_named(tmp_path):
     assert not load_engine("url", "m", "http://localhost:1", env.load_chat).batched
     with pytest.raises(InputError, match=f"cannot use the model '{tmp_path}'"):
         load_engine("torch", str(tmp_path), None, env.load_chat)
+
+
+# ---- architectures ----
+
+def tiny(name, **more):
+    """A model with random weights, of a config class of Transformers."""
+    torch.manual_seed(0)
+    return transformers.AutoModelForCausalLM.from_config(getattr(transformers, name)(**{**dict(
+        vocab_size=800, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, max_position_embeddings=1024, initializer_range=0.3, pad_token_id=0,
+        bos_token_id=None, eos_token_id=1), **more}))
+
+
+MAMBA = dict(mamba_n_heads=4, mamba_d_head=16, mamba_n_groups=1, mamba_d_state=8, mamba_chunk_size=16)
+WINDOWS = {"MistralConfig": {}, "Phi3Config": {}, "Starcoder2Config": {}, "Cohere2Config": {}, "Olmo3Config": {},
+           "Qwen2Config": dict(use_sliding_window=True, max_window_layers=1),
+           "Gemma2Config": dict(head_dim=8, query_pre_attn_scalar=8),
+           "Gemma3TextConfig": dict(head_dim=8, query_pre_attn_scalar=8,
+                                    layer_types=["sliding_attention", "full_attention"]),
+           "GptOssConfig": dict(head_dim=8, num_local_experts=4, num_experts_per_tok=2)}
+REFUSED = {"Lfm2Config": dict(layer_types=["conv", "full_attention"], block_ff_dim=48),
+           "Qwen3NextConfig": dict(head_dim=16, layer_types=["linear_attention", "full_attention"], num_experts=4,
+                                   num_experts_per_tok=2, moe_intermediate_size=32, linear_key_head_dim=16,
+                                   shared_expert_intermediate_size=32, linear_num_value_heads=2,
+                                   linear_num_key_heads=2, linear_value_head_dim=16),
+           "FalconH1Config": dict(MAMBA, mamba_d_ssm=32, mamba_d_head=8),
+           "BambaConfig": dict(MAMBA, attn_layer_indices=[1]),
+           "Mamba2Config": dict(num_heads=4, head_dim=16, n_groups=1, state_size=8, chunk_size=16),
+           "MptConfig": dict(d_model=32, n_heads=4, n_layers=2)}             # counts columns in its biases
+
+
+def batches(engine):
+    """The sizes of the batches that it plays, to be read afterwards."""
+    sizes, play = [], engine.play_batch
+    engine.play_batch = lambda episodes, *rest: sizes.append(len(episodes)) or play(episodes, *rest)
+    return sizes
+
+
+@pytest.mark.parametrize("name", WINDOWS)
+def test_a_sliding_window_sees_what_it_sees_in_the_plain_model(name, checkpoint):
+    """The pool of threads makes turns of unequal length, so that rows wait for one another."""
+    model, plain = (tiny(name, sliding_window=16, **WINDOWS[name]).eval() for _ in range(2))
+    chat = env.load_chat(checkpoint)
+    chat.end, chat.stray = OneInEight(), frozenset()
+    episodes = [Talk(dict(question="Cy" + " ?" * n), None, max_tokens=60, copy=copy)
+                for n in (0, 9, 30) for copy in range(2)]
+    engine = TorchEngine(model, chat, batch=6)
+    sizes = batches(engine)
+    engine.play(episodes)
+    assert sizes == [1] * 6 and max(len(e.ids) for e in episodes) > 30
+    for e in episodes:
+        with torch.no_grad():
+            logits = plain(torch.tensor([e.ids])).logits[0, :-1]
+        logps = torch.log_softmax(logits, -1).gather(1, torch.tensor(e.ids[1:])[:, None])[:, 0]
+        sampled = torch.tensor(e.loss_mask[1:]).bool()
+        torch.testing.assert_close(logps[sampled], torch.tensor(e.logps[1:])[sampled], atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("window, size", [(None, 6), (10_000, 6), (500, 4), (300, 2), (200, 1), (16, 1)])
+def test_no_more_rows_play_together_than_a_window_holds(window, size, checkpoint):
+    """Each of 6 may add 100 tokens to a prompt of some 20."""
+    model = tiny("MistralConfig", sliding_window=window)
+    assert shortest_window(model.config) == window
+    engine = TorchEngine(model, env.load_chat(checkpoint), batch=6)
+    episodes = [env.Episode(dict(question="Cy has 6 pears."), None, max_tokens=100) for _ in range(6)]
+    for e in episodes:
+        e.begin(engine.chat)
+    assert engine.rows_together(episodes) == size and engine.rows_together([]) >= 1
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_a_model_that_cannot_be_generated_with_is_refused_at_load(name, checkpoint):
+    model = tiny(name, **REFUSED[name])
+    with pytest.raises(InputError, match=f"{model.__class__.__name__}.*keys and values.*--engine vllm"):
+        TorchEngine(model, env.load_chat(checkpoint))
+
+
+def test_loading_leaves_the_trainers_model_in_train_mode(checkpoint):
+    model = tiny("Qwen3Config", head_dim=16).train()
+    engine = TorchEngine(model, env.load_chat(checkpoint), owns_weights=False)
+    assert model.training
+    engine.play([env.Episode(dict(question="q"), mock_interpreter(), max_tokens=5)])
+    assert model.training and all(m.training for m in model.modules())
+
+
+# ---- turns that end in a token that has no place in them ----
+
+def mock_interpreter():
+    interpreter = SimpleNamespace(run=lambda code: env.Observation("7", None, False), close=lambda: None)
+    interpreter.fork = lambda: interpreter
+    return interpreter
+
+
+def test_a_stray_control_token_ends_the_rollout(checkpoint):
+    """An untrained model samples them at times."""
+    model, chat = load_model(checkpoint, torch.float32), env.load_chat(checkpoint)
+    episodes = [env.Episode(dict(question="q" * n), mock_interpreter(), max_tokens=400) for n in range(1, 13)]
+    TorchEngine(model, chat).play(episodes)
+    ends = [e.ids[-1] for e in episodes if e.stop == "format" and e.ids[-1] != chat.end]
+    assert len(ends) >= 3 and set(ends) <= chat.stray
+    for e in episodes:
+        sampled = e.ids[e.prompt_length:]
+        assert not chat.stray & set(sampled[:-1]) and not chat.control.search(e.messages[-1]["content"])
+
+
+@pytest.mark.parametrize("last, stop", [("<|pad|>", "format"), ("<|user|>", "format"), (None, "max_tokens")])
+def test_vllm_is_told_to_stop_at_stray_tokens(last, stop, checkpoint):
+    """With a stand-in for vLLM, which gives back the tokens that it stopped at, as vLLM does."""
+    chat = env.load_chat(checkpoint)
+    tokens = chat.ids("<thought>a") + (chat.ids(last) if last else [])
+    asked = []
+
+    class StandIn:
+        def add_request(self, name, prompt, params):
+            asked.append(params)
+            self.name = name
+
+        def step(self):
+            logprobs = [{token: SimpleNamespace(logprob=-1.0)} for token in tokens]
+            out = SimpleNamespace(token_ids=tokens, logprobs=logprobs)
+            return [SimpleNamespace(request_id=self.name, outputs=[out])]
+
+    engine = VLLMEngine.__new__(VLLMEngine)
+    engine.chat, engine.llm = chat, SimpleNamespace(llm_engine=StandIn())
+    engine.vllm = SimpleNamespace(
+        SamplingParams=lambda **how: how, inputs=SimpleNamespace(tokens_input=list),
+        sampling_params=SimpleNamespace(RequestOutputKind=SimpleNamespace(FINAL_ONLY=1)))
+    episode = env.Episode(dict(question="q"), mock_interpreter())
+    engine.play([episode])
+    assert set(asked[0]["stop_token_ids"]) == {chat.end} | chat.stray and len(chat.stray) >= 4
+    assert episode.stop == stop and episode.messages[-1]["content"] == "<thought>a"
+
+
+def test_an_endpoint_gets_contents_without_white_space_at_their_ends(monkeypatch):
+    sent = []
+
+    def reply(url, body, **_):
+        sent.append(body["messages"])
+        return {"finish_reason": "stop", "message": {"content": "<code>1</code>\n" if len(sent) == 1 else "end"}}
+    monkeypatch.setattr(plumbing.engines, "chat_completion", reply)
+    episode = env.Episode(dict(question=" q\n"), mock_interpreter())
+    load_engine("url", "m", "http://localhost:1", env.load_chat).play([episode])
+    assert [m["content"] for m in sent[1]] == ["q", "<code>1</code>", "Observation: 7"]
+    with pytest.raises(InputError, match="--chat-template"):
+        load_engine("url", "m", "http://localhost:1", env.load_chat, "assets/chatml.jinja")
+
+
+# ---- dtype, weights ----
+
+@pytest.mark.parametrize("saved, slow, expected", [
+    ("bfloat16", True, "float32"), ("bfloat16", False, "bfloat16"), ("float16", True, "float32"),
+    ("float32", True, "float32"), ("float32", False, "float32")])
+def test_half_precision_is_used_where_the_processor_is_fast_with_it(saved, slow, expected, tmp_path, checkpoint,
+                                                                    monkeypatch, capsys):
+    if torch.cuda.is_available():
+        pytest.skip("about CPUs")
+    rate = lambda device, dtype, n=None: 1e9 if slow and dtype != torch.float32 else 1e11
+    monkeypatch.setattr(plumbing.models, "matmul_rate", rate)
+    model = load_model(checkpoint, getattr(torch, saved))
+    model.save_pretrained(tmp_path)
+    env.load_chat(checkpoint).tokenizer.save_pretrained(tmp_path)
+    assert load_engine("torch", str(tmp_path), None, env.load_chat).model.dtype == getattr(torch, expected)
+    load_model(str(tmp_path), "auto")
+    assert capsys.readouterr().out.count("fp32 is used") == (saved != expected)           # said once
+    assert load_model(str(tmp_path), torch.bfloat16).dtype == torch.bfloat16              # as it was asked for
+    seen = []
+    monkeypatch.setattr(plumbing.engines, "VLLMEngine", lambda path, chat, dtype: seen.append(dtype))
+    load_engine("vllm", str(tmp_path), None, env.load_chat)
+    assert seen == [getattr(torch, expected)]
+
+
+@pytest.mark.parametrize("how", [{"quant_method": "gptq", "bits": 4}, {"quant_method": "awq", "bits": 4},
+                                 {"quant_method": "bitsandbytes", "load_in_4bit": True},
+                                 {"quant_method": "fp8"}, {"quant_method": "compressed-tensors"}], ids=str)
+def test_quantised_weights_are_refused_in_a_sentence(how, tmp_path, checkpoint):
+    config = transformers.AutoConfig.from_pretrained(checkpoint)
+    config.quantization_config = how
+    config.save_pretrained(tmp_path)
+    for dtype in "auto", torch.float32:
+        with pytest.raises(InputError, match=f"{tmp_path}.*quantised .{how['quant_method']}.*unquantised"):
+            load_model(str(tmp_path), dtype)
+
+
+@pytest.mark.parametrize("damage", ["truncated", "pointer", "one is missing", "others, as of GPTQ"])
+def test_damaged_weights_are_named(damage, tmp_path, checkpoint):
+    from safetensors.torch import load_file, save_file
+    load_model(checkpoint, torch.float32).save_pretrained(tmp_path)
+    file = tmp_path / "model.safetensors"
+    weights = load_file(file)
+    if damage == "truncated":
+        file.write_bytes(file.read_bytes()[:5000])
+    elif damage == "pointer":
+        file.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n")
+    else:
+        missing = [name for name in weights if "up_proj" in name][:1 if damage == "one is missing" else None]
+        for name in missing:
+            weights[name.replace("weight", "qweight")] = weights.pop(name)
+        save_file(weights, file, {"format": "pt"})
+    with pytest.raises(InputError, match=f"cannot use the model '{tmp_path}'"):
+        load_model(str(tmp_path), torch.float32)

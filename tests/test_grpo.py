@@ -1,6 +1,7 @@
 """GRPO: packed groups against the plain path, the loss against other trainers, a toy that learns."""
 import json
 import random
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from unittest import mock
 
@@ -14,7 +15,7 @@ from plumbing.chat_api import BadReply
 from plumbing.engines import TorchEngine, sample
 from plumbing.models import LogProbs, load_model
 from plumbing.packing import Rollout, pack_groups, pad_rollouts, share_prefixes
-from plumbing.rl_log import count_rollouts, show_rollouts
+from plumbing.rl_log import count_rollouts, show_rollouts, summary
 from plumbing.search import SearchFailed
 from test_sft import FAMILIES, tiny
 
@@ -267,6 +268,14 @@ def test_a_prefix_whose_search_fails_is_skipped_with_its_reason():
     assert [e.task["id"] for e in episodes] == ["b", "b"] and [str(why) for _, why in skipped] == ["quota"]
     with pytest.raises(SearchFailed):
         env.make_episodes([dict(id="a", question="q", answer="b", messages=messages)], search=broken)
+
+
+@pytest.mark.parametrize("live, expected", [([0], 0.5), ([1], 0.25), ([2], 0.125), ([1, 2], 0.25), ([], 0.0)])
+def test_the_gap_is_that_of_the_first_update_with_a_live_group(live, expected, monkeypatch):
+    monkeypatch.setattr("plumbing.rl_log.sum_counts", lambda counts: counts)
+    idle = Counter(trained_tokens=0), None
+    updates = [(Counter(trained_tokens=8, logp_gap=4.0 / 2 ** i), 1.0) if i in live else idle for i in range(3)]
+    assert summary(Counter(rollouts=1), updates)["logp_gap"] == expected
 
 
 def test_rollouts_are_shown_as_text(tmp_path):

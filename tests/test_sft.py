@@ -24,9 +24,9 @@ from env import Chat
 from plumbing.attention import Segments, packed_inputs
 from plumbing.checkpoints import save_model
 from plumbing.cli import InputError
-from plumbing.models import LogProbs, load_policy
+from plumbing.models import LogProbs, add_lora, load_model, load_policy
 from plumbing.packing import collate, fill_rows, marked, pack_examples
-from plumbing.trainer import permutation
+from plumbing.trainer import permutation, stop_unless_finite
 
 FAMILIES = {"qwen2": (transformers.Qwen2Config, transformers.Qwen2ForCausalLM, {}),
             "qwen3": (transformers.Qwen3Config, transformers.Qwen3ForCausalLM, dict(head_dim=16)),
@@ -179,7 +179,7 @@ def test_decoding_shares_keys_between_heads_as_sdpa_does():
 def test_sliding_windows_are_refused_where_they_would_matter(documents):
     window = dict(use_sliding_window=True, sliding_window=64, max_window_layers=0)
     policy = LogProbs(tiny("qwen2", **window))
-    with pytest.raises(ValueError, match="sliding window"):
+    with pytest.raises(InputError, match="sliding window"):
         policy(*pack_examples(documents))
     short = [d for d in documents if len(d[0]) <= 64]
     assert_same(results(policy, pack_examples(short)), results(policy, padded(short)))
@@ -199,6 +199,175 @@ def test_an_architecture_that_computes_otherwise_is_refused(tmp_path, tokenizer)
         else:
             with pytest.raises(InputError, match="not output matrix times hidden states"):
                 load_policy(str(tmp_path), args)
+
+
+def policy_of(folder, *flags):
+    return load_policy(str(folder), sft.parse_args(["--model", "m", "--data", "d", "--out", "o", *flags]))
+
+
+def saved_model(folder, name="Qwen3Config", **config):
+    """A tiny model in a folder, as a user's is."""
+    torch.manual_seed(0)
+    model = transformers.AutoModelForCausalLM.from_config(getattr(transformers, name)(**{**dict(
+        vocab_size=61, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, max_position_embeddings=512, initializer_range=0.3, pad_token_id=0, eos_token_id=1),
+        **config}))
+    model.save_pretrained(folder)
+    return model
+
+
+@pytest.mark.parametrize("pack", [["--pack"], ["--no-pack"]], ids=str)
+def test_checkpointing_recomputes_the_layers_of_a_model_from_a_folder(pack, tmp_path, documents):
+    """Each layer runs a second time in the backward pass, few activations are kept, and nothing else changes."""
+    saved_model(tmp_path, num_hidden_layers=4, head_dim=16)
+    batch = pack_examples(documents) if pack == ["--pack"] else padded(documents)
+    found, runs, kept = {}, {}, {}
+    for flag in "--checkpointing", "--no-checkpointing":
+        policy = policy_of(tmp_path, *pack, flag)
+        calls, sizes = [], []
+        for layer in policy.model.model.layers:
+            layer.mlp.register_forward_pre_hook(lambda *_: calls.append(1))
+        with torch.autograd.graph.saved_tensors_hooks(lambda x: sizes.append(x.numel()) or x, lambda x: x):
+            logps = policy(*batch)
+        (logps * torch.linspace(-1, 2, len(logps))).mean().backward()
+        found[flag] = logps.detach(), {n: p.grad.clone() for n, p in policy.model.named_parameters()}
+        runs[flag], kept[flag] = len(calls), sum(sizes)
+    assert_same(found["--checkpointing"], found["--no-checkpointing"])
+    assert runs == {"--checkpointing": 8, "--no-checkpointing": 4}
+    assert kept["--checkpointing"] < 0.4 * kept["--no-checkpointing"], kept
+
+
+@pytest.mark.parametrize("name, dropout", [
+    ("Qwen3Config", dict(attention_dropout=0.5)), ("LlamaConfig", dict(attention_dropout=0.5)),
+    ("GPT2Config", dict(resid_pdrop=0.5, embd_pdrop=0.5, attn_pdrop=0.5, n_embd=32, n_layer=2, n_head=4)),
+    ("Phi3Config", dict(resid_pdrop=0.5, attention_dropout=0.5, sliding_window=None)),
+    ("SeedOssConfig", dict(attention_dropout=0.5, residual_dropout=0.5)),
+    ("MixtralConfig", dict(router_jitter_noise=0.5, attention_dropout=0.5, num_local_experts=4))])
+def test_training_knows_no_dropout(name, dropout, tmp_path, documents, capsys):
+    plain = saved_model(tmp_path, name, **dropout).eval()
+    policy = policy_of(tmp_path)
+    assert all(module.training for module in policy.modules())
+    ids, mask = documents[5]
+    with torch.no_grad():
+        logps = policy(*pack_examples([(ids, mask)]))
+        plain = torch.log_softmax(plain(torch.tensor([ids])).logits[0, :-1], -1)
+    plain = plain.gather(1, torch.tensor(ids[1:])[:, None])[:, 0][torch.tensor(mask[1:]).bool()]
+    torch.testing.assert_close(logps, plain, atol=1e-5, rtol=1e-5)
+    said = capsys.readouterr().out
+    assert "without the dropout" in said and all(key in said for key in dropout if "drop" in key or "noise" in key)
+
+
+@pytest.mark.parametrize("wrong", [
+    dict(do_sample=False, temperature=0.9, top_p=0.6), dict(temperature=0.6), dict(top_k=20, do_sample=False),
+    dict(min_p=0.1), dict(typical_p=0.9), dict(early_stopping=True), dict(length_penalty=1.2),
+    dict(pad_token_id=-1), dict(output_scores=True), dict(temperature="0.7"), dict(max_new_tokens=0),
+    dict(num_return_sequences=2), dict(cache_implementation="fast"), dict(early_stopping="soon")], ids=str)
+def test_generation_settings_that_contradict_themselves_are_found_at_load(wrong, tmp_path, tokenizer, capsys,
+                                                                          monkeypatch):
+    """Transformers refuses to save them, which is when training has ended."""
+    saved_model(tmp_path / "a")
+    (tmp_path / "a" / "generation_config.json").write_text(json.dumps({"eos_token_id": [1, 2], **wrong}))
+    monkeypatch.setattr(torch.distributed, "get_rank", lambda: 0)
+    monkeypatch.setattr(torch.distributed, "barrier", lambda: None)
+    try:
+        policy = policy_of(tmp_path / "a")
+    except InputError as error:
+        assert str(tmp_path / "a") in str(error) and [*wrong][0] in str(error)
+        return
+    assert "contradicts itself" in capsys.readouterr().out
+    trainer = types.SimpleNamespace(module=policy, zero_optimization_stage=lambda: 0)
+    save_model(trainer, tokenizer, str(tmp_path / "b"))
+    saved = json.loads((tmp_path / "b" / "generation_config.json").read_text())
+    assert saved["eos_token_id"] == [1, 2] and not set(saved) & set(wrong)
+
+
+@pytest.mark.parametrize("name, config", [
+    ("MixtralConfig", dict(num_local_experts=4)), ("OlmoeConfig", dict(num_experts=4, num_experts_per_tok=2)),
+    ("Qwen3MoeConfig", dict(num_experts=4, num_experts_per_tok=2, moe_intermediate_size=32)),
+    ("Qwen3Config", {})])
+def test_a_mixture_of_experts_is_told_what_its_loss_lacks(name, config, tmp_path, capsys):
+    saved_model(tmp_path, name, **config)
+    policy_of(tmp_path)
+    assert ("auxiliary loss" in capsys.readouterr().out) == (name != "Qwen3Config")
+
+
+@pytest.mark.parametrize("name, config", [
+    ("MistralConfig", {}), ("Phi3Config", {}), ("Gemma3TextConfig", dict(layer_types=["sliding_attention"] * 2)),
+    ("Qwen2Config", dict(use_sliding_window=True, max_window_layers=0))])
+def test_a_window_shorter_than_a_trajectory_wants_padded_rows(name, config, tmp_path, documents):
+    plain = saved_model(tmp_path, name, sliding_window=64, **config).eval()
+    with pytest.raises(InputError, match="64 tokens back.*--max-tokens 4096.*--no-pack"):
+        policy_of(tmp_path)
+    policy_of(tmp_path, "--max-tokens", "64")
+    policy = policy_of(tmp_path, "--no-pack")
+    with torch.no_grad():
+        logps = policy(*padded(documents))
+        expected = []
+        for ids, mask in documents:
+            each = torch.log_softmax(plain(torch.tensor([ids])).logits[0, :-1], -1)
+            expected.append(each.gather(1, torch.tensor(ids[1:])[:, None])[:, 0][torch.tensor(mask[1:]).bool()])
+    torch.testing.assert_close(logps, torch.cat(expected), atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("name, config", [
+    ("GptOssConfig", dict(num_local_experts=4, num_experts_per_tok=2, head_dim=8)),        # attention sinks
+    ("Gemma2Config", dict(head_dim=8)),                                                    # softcap of the logits
+    ("CohereConfig", dict(logit_scale=0.5)), ("Lfm2Config", dict(layer_types=["conv", "full_attention"]))])
+def test_what_packed_attention_does_not_know_is_found_at_load(name, config, tmp_path):
+    saved_model(tmp_path, name, **config)
+    with pytest.raises(InputError, match=f"cannot train '{tmp_path}'"):
+        policy_of(tmp_path, "--max-tokens", "16")
+
+
+@pytest.mark.parametrize("change", [3e-5, 1e-3])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_lora_is_merged_without_rounding(dtype, change, tmp_path, tokenizer, monkeypatch):
+    """Changes far below the resolution of bf16, at weights of about 0.3."""
+    pytest.importorskip("peft")
+    monkeypatch.setattr(torch.distributed, "get_rank", lambda: 0)
+    monkeypatch.setattr(torch.distributed, "barrier", lambda: None)
+    policy = LogProbs(tiny("qwen3").to(dtype))
+    before = {n: p.detach().clone().float() for n, p in policy.model.named_parameters()}
+    add_lora(policy.model, 2, seed=0)
+    expected = dict(before)
+    for name, module in policy.model.named_modules():
+        if hasattr(module, "lora_B"):
+            low, high = module.lora_A["default"].weight, module.lora_B["default"].weight
+            torch.nn.init.normal_(high, std=change)
+            expected[name + ".weight"] = before[name + ".weight"] + 2 * (high.float() @ low.float())
+    trainer = types.SimpleNamespace(module=policy, zero_optimization_stage=lambda: 0)
+    save_model(trainer, tokenizer, str(tmp_path / "out"))
+    after = dict(load_model(str(tmp_path / "out"), "auto").named_parameters())
+    assert {p.dtype for p in after.values()} == {torch.float32} and after.keys() == expected.keys()
+    for name, weight in after.items():
+        torch.testing.assert_close(weight.detach(), expected[name].detach(), atol=1e-8, rtol=1e-6)
+
+
+# ---- what is no number ----
+
+@pytest.mark.parametrize("name", ["loss", "grad_norm", "val_loss"])
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_a_step_that_is_no_number_ends_the_run(name, value):
+    row = {"step": 7, "loss": 1.0, "grad_norm": 0.0}
+    stop_unless_finite(row, "out")
+    stop_unless_finite({**row, "val_loss": 1e30}, "out")
+    with pytest.raises(InputError, match=f"step 7: `{name}` is .*out.*--lr"):
+        stop_unless_finite({**row, name: value}, "out")
+
+
+@pytest.mark.parametrize("flags", [["--zero", 0], ["--zero", 2, "--dtype", "bf16"]], ids=str)
+def test_a_run_that_diverges_stops_and_leaves_the_last_good_state(flags, tmp_path, checkpoint, data):
+    """A learning rate at which the second step is no number; and one at which the weights already are none."""
+    out = tmp_path / "out"
+    command = ["sft.py", "--model", checkpoint, "--data", data, "--out", out, *FLAGS, "--save-every", 1, *flags]
+    done = script(*command, "--lr", "1e30", check=False)
+    assert done.returncode == 2 and "error: step 2: `" in done.stderr and "Traceback" not in done.stderr
+    assert [r["step"] for r in rows_of(out)] == [1] and not (out / "config.json").exists()
+    assert (out / "state" / "latest").read_text() == "step-1"
+    command[6] = tmp_path / "second"
+    done = script(*command, "--lr", "1e39", "--warmup", 0, check=False)
+    assert done.returncode == 2 and "no numbers" in done.stderr and "Traceback" not in done.stderr
+    assert not (tmp_path / "second" / "state").exists()
 
 
 # ---- examples and rows ----
@@ -312,7 +481,7 @@ def plain_loop(checkpoint, data, tokenizer):
 @pytest.mark.parametrize("ranks, flags", [
     (None, ["--row-tokens", 4096]), (None, ["--row-tokens", 150, "--checkpointing"]),
     (None, ["--no-pack", "--micro-batch", 3]), (2, ["--row-tokens", 150]),
-    (2, ["--no-pack", "--micro-batch", 8]), (2, ["--row-tokens", 300, "--zero", 3]),
+    (2, ["--no-pack", "--micro-batch", 8]), (2, ["--row-tokens", 300, "--zero", 3, "--checkpointing"]),
     (None, ["--zero", 2, "--offload"])], ids=str)
 def test_any_split_trains_as_a_plain_loop_does(ranks, flags, tmp_path, checkpoint, data, plain_loop):
     script("sft.py", "--model", checkpoint, "--data", data, "--out", tmp_path / "out", *FLAGS, *flags,
@@ -320,6 +489,22 @@ def test_any_split_trains_as_a_plain_loop_does(ranks, flags, tmp_path, checkpoin
     for ours, plain in zip(curve(tmp_path / "out"), plain_loop, strict=True):
         assert ours == pytest.approx(plain, abs=1e-5, rel=1e-5)
     assert plain_loop[-1][0] < plain_loop[0][0] - 0.1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("zero", [0, 2])
+def test_bf16_begins_at_step_one_and_resumes_to_the_bit(zero, tmp_path, checkpoint, data):
+    """DeepSpeed's optimizer for ZeRO 0 takes a step while it starts: nothing may be left of it."""
+    from test_stages import kill_when
+    flags = ["--model", checkpoint, "--data", data, *FLAGS, "--dtype", "bf16"]
+    script("sft.py", *flags, "--zero", 1, "--out", tmp_path / "sharded")
+    script("sft.py", *flags, "--zero", zero, "--out", tmp_path / "whole")
+    for ours, theirs in list(zip(curve(tmp_path / "whole"), curve(tmp_path / "sharded")))[:3]:
+        assert ours == pytest.approx(theirs, abs=1e-4)
+    command = [sys.executable, os.path.join(ROOT, "sft.py"), *map(str, flags), "--zero", str(zero), "--save-every",
+               "2", "--out", str(tmp_path / "killed")]
+    kill_when(command, lambda n: (tmp_path / "killed" / "state" / "latest").exists(), 1)
+    assert curve(tmp_path / "killed") == curve(tmp_path / "whole")
 
 
 @pytest.mark.slow
