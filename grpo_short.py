@@ -53,7 +53,7 @@ from plumbing.search import search_from_args
 from plumbing.start import check_start, finished_before, save_args
 from plumbing.sync import sync
 from plumbing.tasks import read_tasks
-from plumbing.trainer import Metrics, make_trainer, optimizer_step, shuffled, stop_unless_finite
+from plumbing.trainer import Metrics, load_reference, make_trainer, optimizer_step, shuffled
 from plumbing.trajectory import Messages, prefix, step_at, step_of
 from plumbing.values import dual, not_negative, part, positive, whole
 from sandbox import set_sandbox
@@ -261,7 +261,8 @@ def update(trainer: Any, groups: list[list[Rollout]], reference: LogProbs | None
 
     A row is [prefix, r_1 … r_G, next prefix …] (`pack_groups`): a shared prefix is computed once in it.
     """
-    sampled, = sum_over_ranks(sum(sum(r.loss_mask) for group in groups for r in group))
+    mine = sum(sum(r.loss_mask) for group in groups for r in group)
+    sampled, = sum_over_ranks(mine, after="its rollouts and rewards")
     tokens = max(1, sampled)
     live = [[r for r in group if r.advantage or args.kl] for group in groups]     # others carry no gradient
     log = Counter(trained_tokens=sum(sum(r.loss_mask) for group in live for r in group))
@@ -295,7 +296,7 @@ def evaluate(engine: Engine, tasks: list[Record], search: Any, args: argparse.Na
     played = rollout(engine, mine, max_steps=args.max_steps, max_tokens=args.max_tokens, search=search,
                      temperature=0)
     right = sum(correct_answer(None, t["question"], t["prediction"], t["answer"]) for t in played)
-    solved, tried = sum_over_ranks(right, len(played))
+    solved, tried = sum_over_ranks(right, len(played), after="its held-out tasks")
     return solved / tried
 
 
@@ -321,7 +322,7 @@ def main(args: argparse.Namespace) -> None:
     search = search_from_args(args)
     chat = load_chat(args.model, args.chat_template)
     policy = load_policy(args.model, args)
-    reference = load_policy(args.model, args).eval() if args.kl else None
+    reference = load_reference(args) if args.kl else None
     trainer = make_trainer(policy, args)
     engine = trainer_engine(args, trainer, chat)
     probe = starts[0]["messages"]                          # what a sync is checked with
@@ -373,7 +374,6 @@ def main(args: argparse.Namespace) -> None:
         row = {"step": step + 1, "skipped": sum_over_ranks(len(skipped))[0], **summary(counts, updates),
                "sync_gap": sync_gap, "seconds_rollout": clock[1] - clock[0],
                "seconds_reward": clock[2] - clock[1], "seconds_update": clock[3] - clock[2]}
-        stop_unless_finite(row, args.out)
         for name in ("logp_gap", "sync_gap"):
             if math.isnan(row[name]) or row[name] > args.max_logp_gap:
                 raise InputError(f"step {step + 1}: engine and trainer disagree by {row[name]:.3f} nats a "

@@ -39,7 +39,7 @@ from plumbing.packing import NOTHING, Batch, Example, fill_rows, pack_examples, 
 from plumbing.ranks import check_multiple, start_distributed, sum_over_ranks
 from plumbing.records import Record, read_jsonl
 from plumbing.start import check_start, finished_before, save_args
-from plumbing.trainer import Metrics, make_trainer, optimizer_step, shuffled, stop_unless_finite
+from plumbing.trainer import Metrics, make_trainer, optimizer_step, shuffled
 from plumbing.values import not_negative, positive, share, whole
 
 
@@ -256,7 +256,6 @@ def main(args: argparse.Namespace) -> None:
                "tokens_per_s": tokens / seconds, "utilisation": flops(batch) / seconds / limit}
         if val and ((step + 1) % args.val_every == 0 or step + 1 == steps):
             row["val_loss"] = mean_loss(trainer, micro_batches(val, rank, world, args, device), val)
-        stop_unless_finite(row, args.out)
         metrics.write(row)
         bar.update()
         bar.set_postfix_str(f"loss {row['loss']:.3f}, {row['tokens_per_s']:.0f} trained tokens/s, "

@@ -58,8 +58,8 @@ def load_state(trainer: Any, out: str) -> dict[str, Any]:
     try:
         _, client_state = trainer.load_checkpoint(folder)
     except ZeRORuntimeException:
-        raise InputError(f"{folder} was saved by another number of ranks, and only --zero 0 can go on from "
-                         "that: start as many as before, or delete it") from None
+        raise InputError(f"{folder} was saved by another number of ranks, and only fp32 with --zero 0 can go "
+                         "on from that: start as many as before, or delete it") from None
     return client_state
 
 

@@ -97,7 +97,7 @@ def trainer_engine(args: argparse.Namespace, trainer: Any, chat: Chat) -> Engine
         dtype = {"bf16": "bfloat16", "fp32": "float32"}[args.dtype]
         return VLLMEngine(args.model, chat, args.vllm_memory, args.seed, dtype, shared_gpu=True)
     if args.zero < 3:
-        return TorchEngine(trainer.module.model, chat, args.rollout_batch, owns_weights=False)
+        return TorchEngine(trainer.module.model, chat, args.rollout_batch, separate=False)
 
     # ZeRO-3 shards the weights: generate with a copy. It is loaded in the trainer's dtype, not cast to it: a
     # cast would round the rotary frequencies too, which the trainer keeps in fp32
@@ -173,11 +173,10 @@ class TorchEngine:
     """
 
     batched = True
-    separate = False
 
     def __init__(self, model: torch.nn.Module, chat: Chat, batch: int = 128,
-                 owns_weights: bool = True) -> None:
-        """batch: rows of a forward pass; owns_weights: False where the model is the trainer's own."""
+                 separate: bool = True) -> None:
+        """batch: rows of a forward pass; separate: False where the model is the trainer's own."""
         from plumbing.attention import use_segments
         from plumbing.kv_cache import shortest_window
         if model.config._attn_implementation == "sdpa":
@@ -185,7 +184,7 @@ class TorchEngine:
         self.model = model
         self.chat = chat
         self.batch = batch
-        self.owns_weights = owns_weights
+        self.separate = separate
         self.window = shortest_window(model.config)
         with generating(model):
             self.check()
@@ -292,7 +291,7 @@ class TorchEngine:
     def load(self, weights: Iterable[tuple[str, Tensor]]) -> None:
         """Copy the trainer's weights into a model of our own; the trainer's model has them already."""
         import torch
-        if not self.owns_weights:
+        if not self.separate:
             return
         own = dict(self.model.named_parameters())
         with torch.no_grad():
@@ -302,6 +301,19 @@ class TorchEngine:
 
     def sleep(self) -> None:
         """There is nothing to free: the cache of the last batch is gone already."""
+
+    def greedy(self, prompt: list[int], n: int = 16) -> tuple[list[int], list[float]]:
+        """The prompt's greedy continuation by n tokens, and their log-probs."""
+        import torch
+        tokens = []
+        logps = []
+        with generating(self.model):
+            for _ in range(n):
+                ids = torch.tensor([prompt + tokens], device=self.model.device)
+                logp, token = torch.log_softmax(self.model(ids).logits[0, -1].float(), -1).max(-1)
+                tokens.append(int(token))
+                logps.append(float(logp))
+        return tokens, logps
 
 
 class Columns:

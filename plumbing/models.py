@@ -69,14 +69,15 @@ def load_model(path: str, dtype: torch.dtype | str, training: bool = False) -> t
                          "config.json); take the unquantised model that it was made from")
     if training:
         without_dropout(config, path)
+    where = {}
+    if torch.cuda.is_available():                          # straight to its GPU, not by way of host memory
+        where["device_map"] = {"": f"cuda:{os.environ.get('LOCAL_RANK', 0)}"}
     with named_on_error(path):
         model, told = transformers.AutoModelForCausalLM.from_pretrained(path, config=config, dtype=dtype,
-                                                                        output_loading_info=True)
+                                                                        output_loading_info=True, **where)
     if told["missing_keys"]:                               # Transformers has put random numbers there
         raise InputError(f"cannot use the model {path!r}: its files have no weights for "
                          f"{len(told['missing_keys'])} parameters, as {min(told['missing_keys'])}")
-    if torch.cuda.is_available():
-        return model.to(f"cuda:{os.environ.get('LOCAL_RANK', 0)}")
     if dtype == "auto" and usable_dtype(path, model.dtype) != model.dtype:
         return model.float()
     return model
@@ -109,12 +110,14 @@ def usable_dtype(path: str, dtype: torch.dtype) -> torch.dtype:
 
 
 def load_policy(path: str, args: argparse.Namespace) -> "LogProbs":
-    """The checkpoint with fp32 weights as a policy in train mode. Raises InputError with what is wrong.
+    """The checkpoint in --dtype as a policy in train mode. Raises InputError with what is wrong.
 
-    Any architecture works whose log-probs of a few packed tokens equal the plain model's.
+    Any architecture works whose log-probs of a few packed tokens equal the plain model's. From bf16 weights
+    DeepSpeed makes its own fp32 ones.
     """
     from plumbing.kv_cache import shortest_window
-    model = load_model(path, torch.float32, training=True)
+    dtype = torch.bfloat16 if args.dtype == "bf16" else torch.float32
+    model = load_model(path, dtype, training=True)
     window = shortest_window(model.config)
     if args.pack and window is not None and window < args.max_tokens:
         raise InputError(f"cannot train {path!r} in packed rows: its layers see {window} tokens back, fewer "
@@ -126,7 +129,8 @@ def load_policy(path: str, args: argparse.Namespace) -> "LogProbs":
     ids = torch.arange(3, 11, device=model.device)                         # (8,)
     try:
         with torch.no_grad():
-            plain = torch.log_softmax(model(ids[None]).logits[0, :-1], -1).gather(1, ids[1:, None])[:, 0]
+            logits = model(ids[None]).logits[0, :-1].float()
+            plain = torch.log_softmax(logits, -1).gather(1, ids[1:, None])[:, 0]
         policy = LogProbs(model, args.attention).train()   # in eval mode nothing would be recomputed
         if args.checkpointing:
             model.gradient_checkpointing_enable({"use_reentrant": False})
@@ -135,14 +139,15 @@ def load_policy(path: str, args: argparse.Namespace) -> "LogProbs":
         else:
             batch = pad_examples([(ids.tolist(), [1] * 8)], model.device)
         with torch.no_grad():
-            torch.testing.assert_close(policy(*batch)[-7:], plain, atol=1e-2, rtol=0)
-    except AssertionError:
+            gap = (policy(*batch)[-7:] - plain).abs().mean()
+    except (ValueError, TypeError, AttributeError, LookupError, RuntimeError) as error:
+        raise InputError(f"cannot train {path!r}: {error}") from error
+    largest = 0.01 if dtype == torch.float32 else 0.3                      # nats; bf16 rounds
+    if not gap <= largest:
         why = "its log-probs are not the plain model's: its logits are not output matrix times hidden states"
         if args.pack:
             why += ", or its attention takes no packed rows (give --no-pack)"
-        raise InputError(f"cannot train {path!r}: {why}") from None
-    except (ValueError, TypeError, AttributeError, LookupError, RuntimeError) as error:
-        raise InputError(f"cannot train {path!r}: {error}") from error
+        raise InputError(f"cannot train {path!r}: {why}")
     return policy
 
 

@@ -52,9 +52,14 @@ def start_distributed() -> "tuple[int, int, torch.device]":
     return torch.distributed.get_rank(), torch.distributed.get_world_size(), device
 
 
-def sum_over_ranks(*numbers: float) -> list[float]:
-    """Element-wise sums of numbers over all ranks."""
+def sum_over_ranks(*numbers: float, after: str | None = None) -> list[float]:
+    """Element-wise sums of numbers over all ranks.
+
+    after: what a rank may do before for longer than a collective waits; then it is waited for first.
+    """
     import torch
+    if after is not None:
+        wait_for_ranks(after)
     total = torch.tensor(numbers, dtype=torch.float64)
     if torch.cuda.is_available():
         total = total.cuda()

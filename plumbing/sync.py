@@ -13,7 +13,7 @@ def sync(engine: Engine, trainer: Any, probe: Messages, device: torch.device) ->
     """Hand the trainer's weights to the engine -> the gap between both after it.
 
     The gap is that of the log-probs of greedy tokens after `probe`, mean over tokens, in nats; 0 where the
-    engine generates with the trainer's own model, or with a plain copy of it.
+    engine generates with the trainer's own model.
     """
     engine.load(full_weights(trainer))
     if not engine.separate:

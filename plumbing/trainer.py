@@ -12,8 +12,22 @@ import torch
 from torch import Tensor
 
 from plumbing.cli import InputError
-from plumbing.models import LogProbs, add_lora
+from plumbing.models import LogProbs, add_lora, load_policy
+from plumbing.ranks import wait_for_ranks
 from plumbing.records import Record, append_jsonl, open_metrics
+
+BUCKET = 50_000_000                                        # parameters that are sent in one message
+
+
+def zero_stage(args: argparse.Namespace) -> int:
+    """DeepSpeed's stage for --zero. In bf16 stage 2 does the work of 0, with less memory.
+
+    There DeepSpeed's optimizer without ZeRO begins with an empty step, so that Adam's first real step is its
+    second, and sums the gradients of micro-batches in bf16.
+    """
+    if args.dtype == "bf16" and args.zero == 0:
+        return 2
+    return args.zero
 
 
 def make_trainer(policy: LogProbs, args: argparse.Namespace) -> Any:
@@ -23,6 +37,7 @@ def make_trainer(policy: LogProbs, args: argparse.Namespace) -> Any:
     not for norms and biases.
     """
     import deepspeed
+    wait_for_ranks("loading the model")
     if args.lora_rank:
         add_lora(policy.model, args.lora_rank, args.seed)
     trained = [p for p in policy.parameters() if p.requires_grad]
@@ -31,9 +46,10 @@ def make_trainer(policy: LogProbs, args: argparse.Namespace) -> Any:
     groups = [{"params": matrices, "weight_decay": args.weight_decay}]
     if vectors:
         groups.append({"params": vectors, "weight_decay": 0.0})
-    # lr 0, as DeepSpeed takes a step while it starts; `optimizer_step` sets the learning rate
-    optimizer = torch.optim.AdamW(groups, lr=0.0, betas=(0.9, 0.999), fused=True)
-    zero: dict[str, Any] = {"stage": args.zero}
+    optimizer = torch.optim.AdamW(groups, lr=args.lr, betas=(0.9, 0.999), fused=True)
+    bucket = min(BUCKET, sum(p.numel() for p in trained))
+    zero: dict[str, Any] = {"stage": zero_stage(args), "reduce_bucket_size": bucket,
+                            "allgather_bucket_size": bucket, "stage3_prefetch_bucket_size": bucket}
     if args.offload:
         zero["offload_optimizer"] = {"device": "cpu", "pin_memory": torch.cuda.is_available()}
     config = {
@@ -44,12 +60,24 @@ def make_trainer(policy: LogProbs, args: argparse.Namespace) -> Any:
         "zero_allow_untested_optimizer": True,
         "zero_force_ds_cpu_optimizer": False,              # torch's AdamW, which needs nothing compiled
         "bf16": {"enabled": args.dtype == "bf16"},
+        "data_types": {"grad_accum_dtype": "fp32"},        # sums over many micro-batches
         "wall_clock_breakdown": False,
         "steps_per_print": 1 << 60,                        # never
     }
     trainer, *_ = deepspeed.initialize(model=policy, optimizer=optimizer, config=config)
-    optimizer.state.clear()                                # of that step, made for bf16 with ZeRO 0
     return trainer
+
+
+def load_reference(args: argparse.Namespace) -> Any:
+    """The starting model, frozen, for a KL term: in the trainer's dtype, and sharded under ZeRO-3."""
+    import deepspeed
+    reference = load_policy(args.model, args).eval()
+    if args.zero < 3:
+        return reference
+    config = {"train_micro_batch_size_per_gpu": 1, "zero_optimization": {"stage": 3},
+              "bf16": {"enabled": args.dtype == "bf16"}, "steps_per_print": 1 << 60}
+    sharded, *_ = deepspeed.initialize(model=reference, config=config)
+    return sharded.eval()
 
 
 def optimizer_step(trainer: Any, micro_batches: Sequence[tuple], loss_of: Callable[..., Tensor],
@@ -79,14 +107,6 @@ def optimizer_step(trainer: Any, micro_batches: Sequence[tuple], loss_of: Callab
     return float(norm)
 
 
-def stop_unless_finite(row: Record, out: str) -> None:
-    """Raise InputError if a step's loss or gradient norm is no number: nothing of that step is kept."""
-    for name in "loss", "grad_norm", "val_loss":
-        if not math.isfinite(row.get(name, 0.0)):
-            raise InputError(f"step {row['step']}: `{name}` is {row[name]}, training has diverged; what was "
-                             f"saved in {out} before it stays; try a lower --lr")
-
-
 def shuffled(items: list, places: range, seed: int) -> list:
     """Items at these places of an endless stream: a fresh permutation of all items every epoch.
 
@@ -110,6 +130,7 @@ class Metrics:
 
     def __init__(self, args: argparse.Namespace, rank: int, done: int) -> None:
         """done: the step that a resumed run starts from; later rows are cut off."""
+        self.out = args.out
         self.file = None
         self.run = None
         if rank == 0:
@@ -120,7 +141,12 @@ class Metrics:
                 self.run = wandb.init(project=args.wandb, name=args.out, id=f"{curve:08x}", resume="allow",
                                       config=vars(args))
 
-    def write(self, row: dict[str, float]) -> None:
+    def write(self, row: Record) -> None:
+        """Log a step. Raises InputError if its loss or gradient norm is no number; nothing of it is kept."""
+        for name in "loss", "grad_norm", "val_loss":
+            if not math.isfinite(row.get(name, 0.0)):
+                raise InputError(f"step {row['step']}: `{name}` is {row[name]}, training has diverged; what "
+                                 f"was saved in {self.out} before it stays; try a lower --lr")
         if self.file is not None:
             append_jsonl(self.file, row)
         if self.run is not None:

@@ -84,7 +84,7 @@ def test_a_model_of_its_own_takes_the_trainers_weights_and_the_trainers_model_is
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
     moved = {name: p + 1 for name, p in before.items()}
     tied = {**moved, "lm_head.weight": moved["model.embed_tokens.weight"]}
-    TorchEngine(model, chat, owns_weights=False).load(tied.items())
+    TorchEngine(model, chat, separate=False).load(tied.items())
     assert all(torch.equal(p, before[name]) for name, p in model.named_parameters())
     TorchEngine(model, chat).load(tied.items())
     assert all(torch.equal(p, moved[name]) for name, p in model.named_parameters())
@@ -98,10 +98,10 @@ def test_the_trainers_engine(checkpoint):
     policy.parameters = policy.model.parameters
     trainer, chat = SimpleNamespace(module=policy), env.load_chat(checkpoint)
     shared = trainer_engine(args, trainer, chat)
-    assert shared.model is policy.model and not shared.owns_weights and shared.batch == 7
+    assert shared.model is policy.model and not shared.separate and shared.batch == 7
     args.zero = 3
     copy = trainer_engine(args, trainer, chat)
-    assert copy.model is not policy.model and copy.owns_weights
+    assert copy.model is not policy.model and copy.separate
     policy.model.bfloat16()
     copy = trainer_engine(args, trainer, chat)
     assert {p.dtype for p in copy.model.parameters()} == {torch.bfloat16}
@@ -197,7 +197,7 @@ def test_a_model_that_cannot_be_generated_with_is_refused_at_load(name, checkpoi
 
 def test_loading_leaves_the_trainers_model_in_train_mode(checkpoint):
     model = tiny("Qwen3Config", head_dim=16).train()
-    engine = TorchEngine(model, env.load_chat(checkpoint), owns_weights=False)
+    engine = TorchEngine(model, env.load_chat(checkpoint), separate=False)
     assert model.training
     engine.play([env.Episode(dict(question="q"), mock_interpreter(), max_tokens=5)])
     assert model.training and all(m.training for m in model.modules())

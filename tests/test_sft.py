@@ -26,7 +26,7 @@ from plumbing.checkpoints import save_model
 from plumbing.cli import InputError
 from plumbing.models import LogProbs, add_lora, load_model, load_policy
 from plumbing.packing import collate, fill_rows, marked, pack_examples
-from plumbing.trainer import permutation, stop_unless_finite
+from plumbing.trainer import Metrics, permutation
 
 FAMILIES = {"qwen2": (transformers.Qwen2Config, transformers.Qwen2ForCausalLM, {}),
             "qwen3": (transformers.Qwen3Config, transformers.Qwen3ForCausalLM, dict(head_dim=16)),
@@ -349,10 +349,11 @@ def test_lora_is_merged_without_rounding(dtype, change, tmp_path, tokenizer, mon
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
 def test_a_step_that_is_no_number_ends_the_run(name, value):
     row = {"step": 7, "loss": 1.0, "grad_norm": 0.0}
-    stop_unless_finite(row, "out")
-    stop_unless_finite({**row, "val_loss": 1e30}, "out")
+    metrics = Metrics(types.SimpleNamespace(out="out", wandb=None), rank=1, done=0)
+    metrics.write(row)
+    metrics.write({**row, "val_loss": 1e30})
     with pytest.raises(InputError, match=f"step 7: `{name}` is .*out.*--lr"):
-        stop_unless_finite({**row, name: value}, "out")
+        metrics.write({**row, name: value})
 
 
 @pytest.mark.parametrize("flags", [["--zero", 0], ["--zero", 2, "--dtype", "bf16"]], ids=str)
