@@ -217,14 +217,12 @@ def describe_sampling(args: argparse.Namespace) -> str:
     return text
 
 
-def play(args: argparse.Namespace, tasks: list[Record], rank: int, engine: Engine | None) -> None:
+def play(args: argparse.Namespace, tasks: list[Record], rank: int, engine: Engine) -> None:
     """Roll out and score tasks; the predictions of a chunk are saved before the next one begins."""
     from tqdm import tqdm
     set_sandbox(args.sandbox, args.preload)
     teacher = judge.Teacher.from_args(args) if args.teacher_url else None
     search = search_from_args(args)
-    if engine is None:
-        engine = load_engine(args.engine, args.model, args.student_url, env.load_chat, args.chat_template)
     chunk = max(1, args.chunk // args.self_consistent)     # each candidate has an interpreter
     with (open(args.out / f"predictions.rank{rank}.jsonl", "a", encoding="utf-8") as file,
           ThreadPoolExecutor(16) as pool,
@@ -269,6 +267,8 @@ def run(args: argparse.Namespace, engine: Engine | None = None) -> None:
     if rank == 0:
         print(f"{len(wanted)} rollouts, {len(wanted) - len(todo)} of them already there", flush=True)
     if todo:                                               # vLLM's ranks start together, idle ones too
+        openings = [{"messages": prompting.opening(task, args.prompt)} for task in todo]
+        engine = engine or load_engine(args, args.model, env.load_chat, openings)
         play(args, part_of_rank(todo, rank, world), rank, engine)
     wait_for_ranks("its tasks")
 

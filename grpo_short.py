@@ -55,7 +55,7 @@ from plumbing.sync import sync
 from plumbing.tasks import read_tasks
 from plumbing.trainer import Metrics, load_reference, make_trainer, optimizer_step, shuffled
 from plumbing.trajectory import Messages, prefix, step_at, step_of
-from plumbing.values import dual, not_negative, part, positive, whole
+from plumbing.values import dual, not_negative, positive, whole
 from sandbox import set_sandbox
 
 # ---- the mathematics ----
@@ -193,12 +193,10 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     g.add_argument("--kl", type=not_negative, default=0.0, help="weight of the KL term to the starting model")
     g.add_argument("--max-logp-gap", type=positive, default=0.2,
                    help="stop if engine and trainer differ by more, mean over tokens, in nats")
-    g.add_argument("--vllm-memory", type=part, default=0.5,
-                   help="share of the GPU for vLLM while it generates; while the trainer works it has none")
-    training_flags(g, row_tokens=16384, save_every=20)
+    training_flags(g, row_tokens=16384)
     g.add_argument("--show-every", type=whole(1), default=10,
                    help="steps between groups put in rollouts.jsonl and, as text, in OUT/rollouts/")
-    sampling_flags(p, temperature=1.0, top_p=1.0, top_k=0)
+    sampling_flags(p, temperature=1.0, top_p=1.0, top_k=0, vllm_memory=0.5)
     env_flags(p)
     teacher_flags(p)
     return p.parse_args(argv)
@@ -317,6 +315,7 @@ def main(args: argparse.Namespace) -> None:
     starts = load_starts(args.data, args.short_horizon)
     eval_tasks = read_tasks(args.eval_tasks) if args.eval_tasks else []
     steps = args.steps or math.ceil(args.epochs * len(starts) / args.prompts)
+    save_every = args.save_every or math.ceil(steps / 20)
     teacher = Teacher.from_args(args)
     set_sandbox(args.sandbox, args.preload)
     search = search_from_args(args)
@@ -324,7 +323,7 @@ def main(args: argparse.Namespace) -> None:
     policy = load_policy(args.model, args)
     reference = load_reference(args) if args.kl else None
     trainer = make_trainer(policy, args)
-    engine = trainer_engine(args, trainer, chat)
+    engine = trainer_engine(args, trainer, chat, starts + eval_tasks)
     probe = starts[0]["messages"]                          # what a sync is checked with
     state = load_state(trainer, args.out)
     done = state.get("step", 0)
@@ -387,7 +386,7 @@ def main(args: argparse.Namespace) -> None:
         log(log_line(row, steps))
         if rank == 0 and trajectories and ((step + 1) % args.show_every == 0 or step == 0):
             show_rollouts(shown, os.path.join(args.out, "rollouts"), step + 1, trajectories[0])
-        if (step + 1) % args.save_every == 0 and step + 1 < steps:
+        if (step + 1) % save_every == 0 and step + 1 < steps:
             save_state(trainer, args.out, step + 1, best=best)
 
     save_model(trainer, chat.tokenizer, args.out)

@@ -368,7 +368,7 @@ def main(args: argparse.Namespace) -> None:
     save_args(args)
     todo = part_of_rank(unsettled, rank, world)
     if unsettled:                                          # vLLM's ranks start together, idle ones too
-        engine = load_engine(args.engine, args.student, args.student_url, load_chat, args.chat_template)
+        engine = load_engine(args, args.student, load_chat, unsettled)
         with (open(os.path.join(args.out, f"mps.rank{rank}.jsonl"), "a", encoding="utf-8") as file,
               tqdm(total=len(todo), desc="mps", unit="task", disable=rank > 0) as bar):
             progress = Progress(file, bar, OUTCOMES)

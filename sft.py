@@ -66,7 +66,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     g.add_argument("--max-tokens", type=whole(1), default=4096, help="tokens of the longest trajectory")
     g.add_argument("--overlong", choices=["drop", "cut"], default="drop",
                    help="longer ones are counted and dropped, or cut after their last step that fits")
-    training_flags(g, row_tokens=4096, save_every=200)
+    training_flags(g, row_tokens=4096)
     return p.parse_args(argv)
 
 
@@ -233,6 +233,7 @@ def main(args: argparse.Namespace) -> None:
     examples = load_examples(args.data, chat, args.max_tokens, args.overlong, log)
     val = load_examples(args.val, chat, args.max_tokens, args.overlong, log) if args.val else []
     steps = args.steps or math.ceil(args.epochs * len(examples) / args.batch)
+    save_every = args.save_every or math.ceil(steps / 20)
     log(f"{steps} steps of {args.batch} trajectories = {args.batch // world} per rank = "
         f"{steps * args.batch / len(examples):.2f} epochs")
     policy = load_policy(args.model, args)
@@ -262,7 +263,7 @@ def main(args: argparse.Namespace) -> None:
                             f"{row['utilisation']:.0%} of matmul rate")
         if (step + 1) % max(1, steps // 20) == 0 or "val_loss" in row:
             log(log_line(row, steps))
-        if (step + 1) % args.save_every == 0 and step + 1 < steps:
+        if (step + 1) % save_every == 0 and step + 1 < steps:
             save_state(trainer, args.out, step + 1)
 
     save_model(trainer, chat.tokenizer, args.out)

@@ -112,14 +112,18 @@ def take(now: Candidate, candidates: list[Candidate]) -> Candidate:
     return chosen
 
 
+def opening(task: Record, prompt: str) -> Messages:
+    """What the model is asked first: the question, for all prompts but react after instructions."""
+    text = "{question}" if prompt == "react" else judge.PROMPT["ASK_" + prompt.upper()]
+    return [{"role": "user", "content": text.replace("{question}", task["question"])}]
+
+
 def rollout(engine: Engine, tasks: list[Record], prompt: str, n: int, *, max_steps: int, max_tokens: int,
             search: env.Search | None = None, progress: Any = None, **sampling: Any) -> list[Record]:
     """`env.rollout` for a `prompt` of this module, or react, with n candidates for every step."""
-    text = "{question}" if prompt == "react" else judge.PROMPT["ASK_" + prompt.upper()]
     now: list[Candidate] = []                              # where each task stands
     for task in tasks:
-        messages = [{"role": "user", "content": text.replace("{question}", task["question"])}]
-        now.append(CANDIDATES[prompt](task, messages, Interpreter(search), max_tokens))
+        now.append(CANDIDATES[prompt](task, opening(task, prompt), Interpreter(search), max_tokens))
     prompt_tokens = [tokens_of(engine, c.messages) for c in now]
     usage = [Counter() for _ in tasks]
     live = list(range(len(tasks)))

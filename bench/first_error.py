@@ -81,7 +81,7 @@ def share(hits):
 
 def compare(student, temperature, args, options, search):
     """Prints the table of one student."""
-    engine = load_engine("torch", os.path.join(args.run, "ckpt", student), None, env.load_chat)
+    engine = load_engine(options, os.path.join(args.run, "ckpt", student), env.load_chat, [])
     tasks = read_tasks(os.path.join(args.run, "tasks/mps.jsonl"))
     playing = dict(temperature=temperature) | (dict(top_p=1, top_k=0) if temperature > 1 else {})
     runs, unclear = failed_runs(tasks, engine, playing, args, options, search)

@@ -119,7 +119,8 @@ def measure(name, scheduler, tasks, engine, latency, args, url):
 def speed(args):
     import torch
     torch.set_num_threads(1)
-    tasks, engine = read_tasks(args.tasks)[:args.n], load_engine("torch", args.student, None, env.load_chat)
+    tasks = read_tasks(args.tasks)[:args.n]
+    engine = load_engine(mps.parse_args(flags(args, "-", "-")), args.student, env.load_chat, [])
     print("| | latency, s | tasks | tasks a minute | s | calls | latency / slots, s | engine, s "
           "| engine, CPU s | batches | s / bound |\n" + "|---" * 11 + "|")
     for latency in args.latency:

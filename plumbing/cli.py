@@ -99,13 +99,20 @@ def env_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def sampling_flags(parser: argparse.ArgumentParser, temperature: float = 0.6, top_p: float = 0.95,
-                       top_k: int = 20) -> None:
+                   top_k: int = 20, vllm_memory: float = 0.9) -> None:
     """The flags of every script in which the student acts."""
     g = parser.add_argument_group("rollouts")
     g.add_argument("--engine", choices=["torch", "vllm", "url"], default="torch",
                    help="what generates the student's turns: Transformers, vLLM, or an endpoint")
     g.add_argument("--chat-template", help=CHAT_TEMPLATE)
     g.add_argument("--student-url", help="OpenAI-compatible endpoint of the student, for --engine url")
+    g.add_argument("--vllm-memory", type=part, default=vllm_memory,
+                   help="share of each GPU for vLLM, while it generates")
+    g.add_argument("--vllm-attention", metavar="NAME",
+                   help="vLLM's attention backend, as FLASH_ATTN or FLASHINFER (default: vLLM's choice)")
+    g.add_argument("--max-model-len", type=whole(1),
+                   help="longest trajectory, in tokens, that vLLM has room for (default: --max-tokens after "
+                        "the longest start)")
     g.add_argument("--max-steps", type=whole(1), default=8,
                    help="thought–code steps after the start or the prefix")
     g.add_argument("--max-tokens", type=whole(1), default=4096,
@@ -117,7 +124,7 @@ def sampling_flags(parser: argparse.ArgumentParser, temperature: float = 0.6, to
     g.add_argument("--sampling-seed", type=seed, default=0, help="seed of the sampled tokens")
 
 
-def training_flags(group: Any, row_tokens: int, save_every: int) -> None:
+def training_flags(group: Any, row_tokens: int) -> None:
     """The flags that sft.py and grpo_short.py share."""
     import torch
     dtype = "bf16" if torch.cuda.is_available() else "fp32"
@@ -146,5 +153,6 @@ def training_flags(group: Any, row_tokens: int, save_every: int) -> None:
     group.add_argument("--checkpointing", action=argparse.BooleanOptionalAction, default=False,
                        help="recompute activations in the backward pass: less memory, a third more time")
     group.add_argument("--seed", type=seed, default=0, help="seed of the order of the data and of LoRA")
-    group.add_argument("--save-every", type=whole(1), default=save_every, help="steps between saved states")
+    group.add_argument("--save-every", type=whole(1), 
+                       help="steps between saved states (default: a twentieth of the run)")
     group.add_argument("--wandb", metavar="PROJECT", help="log to this project of Weights & Biases too")

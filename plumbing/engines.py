@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from plumbing.chat_api import chat_completion
 from plumbing.cli import InputError
 from plumbing.ranks import say_once
+from plumbing.records import Record
 
 if TYPE_CHECKING:
     import torch
@@ -59,25 +60,25 @@ class Engine(Protocol):
         """The prompt's greedy continuation by n tokens, and their log-probs. Only for `separate` engines."""
 
 
-def load_engine(kind: str, path: str, url: str | None, load_chat: Callable[[str, str | None], Chat],
-                template: str | None = None) -> Engine:
-    """The engine of mps.py and eval.py.
+def load_engine(args: argparse.Namespace, path: str, load_chat: Callable[[str, str | None], Chat],
+                starts: list[Record]) -> Engine:
+    """The engine of mps.py and eval.py, by the flags of `sampling_flags`.
 
-    kind: torch | vllm | url. path: a Hugging Face folder or hub name; for url, the model's name there.
-    template: a jinja file in place of the chat template that the model has.
-    Raises InputError for anything that is no chat model.
+    path: a Hugging Face folder or hub name; for --engine url, the model's name there. starts: what all ranks
+    together will play from. Raises InputError for anything that is no chat model.
     """
-    if kind == "url":
-        if not url:
+    if args.engine == "url":
+        if not args.student_url:
             raise InputError("--engine url needs --student-url")
-        if template:
+        if args.chat_template:
             raise InputError("--chat-template is for --engine torch and vllm: an endpoint has its own")
-        return URLEngine(url, path)
+        return URLEngine(args.student_url, path)
     from plumbing.models import load_config, load_model, named_on_error, usable_dtype
-    chat = load_chat(path, template)
-    if kind == "vllm":
+    chat = load_chat(path, args.chat_template)
+    if args.engine == "vllm":
         dtype = load_config(path).dtype                    # "auto" alone would turn fp32 into half precision
-        return VLLMEngine(path, chat, dtype=usable_dtype(path, dtype) if dtype else "auto")
+        return VLLMEngine(path, chat, dtype=usable_dtype(path, dtype) if dtype else "auto",
+                          **vllm_settings(args, path, chat, starts))
     model = load_model(path, "auto")
     with named_on_error(path):
         return TorchEngine(model, chat)
@@ -91,11 +92,31 @@ def check_trainer_engine(args: argparse.Namespace) -> None:
         raise InputError("--engine vllm gives log-probs after --top-p and --top-k: train with 1 and 0")
 
 
-def trainer_engine(args: argparse.Namespace, trainer: Any, chat: Chat) -> Engine:
+def vllm_settings(args: argparse.Namespace, path: str, chat: Chat, starts: list[Record]) -> dict[str, Any]:
+    """The keyword arguments of VLLMEngine that flags decide.
+
+    Raises InputError if the longest start and --max-tokens do not fit the model.
+    """
+    from plumbing.models import load_config
+    longest = args.max_model_len
+    if longest is None:                                    # what this run needs
+        openings = [start.get("messages") or [{"role": "user", "content": start["question"]}]
+                    for start in starts]
+        start = max((len(chat.encode(messages)[0]) for messages in openings), default=0)
+        longest = start + args.max_tokens + 1
+        limit = load_config(path).get_text_config().max_position_embeddings
+        if longest > limit:
+            raise InputError(f"--max-tokens {args.max_tokens} after a start of {start} tokens is more than "
+                             f"the {limit} positions of {path}: lower it, or give --max-model-len")
+    return {"memory": args.vllm_memory, "longest": longest, "attention": args.vllm_attention}
+
+
+def trainer_engine(args: argparse.Namespace, trainer: Any, chat: Chat, starts: list[Record]) -> Engine:
     """The engine that generates for `trainer`, DeepSpeed's engine around the policy (grpo_short.py)."""
     if args.engine == "vllm":
         dtype = {"bf16": "bfloat16", "fp32": "float32"}[args.dtype]
-        return VLLMEngine(args.model, chat, args.vllm_memory, args.seed, dtype, shared_gpu=True)
+        return VLLMEngine(args.model, chat, seed=args.seed, dtype=dtype, shared_gpu=True,
+                          **vllm_settings(args, args.model, chat, starts))
     if args.zero < 3:
         return TorchEngine(trainer.module.model, chat, args.rollout_batch, separate=False)
 
@@ -415,9 +436,12 @@ class VLLMEngine:
     batched = True
     separate = True
 
-    def __init__(self, path: str, chat: Chat, memory: float = 0.9, seed: int = 0,
-                 dtype: torch.dtype | str = "auto", shared_gpu: bool = False) -> None:
-        """memory: share of the GPU for weights and cache; shared_gpu: leave it to the trainer in `sleep`."""
+    def __init__(self, path: str, chat: Chat, memory: float = 0.9, longest: int | None = None,
+                 attention: str | None = None, seed: int = 0, dtype: torch.dtype | str = "auto",
+                 shared_gpu: bool = False) -> None:
+        """memory: share of the GPU for weights and cache; longest: tokens of a whole trajectory; attention:
+        vLLM's name of a backend (None for both: vLLM's choice); shared_gpu: `sleep` leaves it to the trainer.
+        """
         import torch
         cuda = torch.cuda.is_available()
         settings = VLLM_ENV if cuda else VLLM_ENV | VLLM_CPU_ENV
@@ -430,6 +454,7 @@ class VLLMEngine:
         self.asleep = False
         launcher = "external_launcher" if "RANK" in os.environ else None
         self.llm = vllm.LLM(path, dtype=dtype, seed=seed, gpu_memory_utilization=memory,
+                            max_model_len=longest, attention_backend=attention,
                             enable_prefix_caching=True, enable_sleep_mode=self.sleeps, enforce_eager=not cuda,
                             skip_tokenizer_init=True, logprobs_mode="processed_logprobs",
                             distributed_executor_backend=launcher)

@@ -9,6 +9,7 @@ import transformers
 from transformers.cache_utils import DynamicLayer
 
 import env
+import mps
 import plumbing.engines
 import plumbing.models
 from plumbing.cli import InputError
@@ -97,13 +98,13 @@ def test_the_trainers_engine(checkpoint):
     policy = SimpleNamespace(model=load_model(checkpoint, torch.float32))
     policy.parameters = policy.model.parameters
     trainer, chat = SimpleNamespace(module=policy), env.load_chat(checkpoint)
-    shared = trainer_engine(args, trainer, chat)
+    shared = trainer_engine(args, trainer, chat, [])
     assert shared.model is policy.model and not shared.separate and shared.batch == 7
     args.zero = 3
-    copy = trainer_engine(args, trainer, chat)
+    copy = trainer_engine(args, trainer, chat, [])
     assert copy.model is not policy.model and copy.separate
     policy.model.bfloat16()
-    copy = trainer_engine(args, trainer, chat)
+    copy = trainer_engine(args, trainer, chat, [])
     assert {p.dtype for p in copy.model.parameters()} == {torch.bfloat16}
     assert copy.model.model.rotary_emb.inv_freq.dtype == torch.float32     # as DeepSpeed leaves it
     for engine, more, complaint in ("url", {}, "no token ids"), ("vllm", {"top_k": 20}, "train with 1 and 0"):
@@ -112,12 +113,35 @@ def test_the_trainers_engine(checkpoint):
             check_trainer_engine(wrong)
 
 
+def load(kind, path, *flags, starts=()):
+    """The engine of mps.py with these flags."""
+    args = mps.parse_args(["--tasks", "-", "--student", "-", "--out", "-", "--teacher-url", "-", "--engine", kind,
+                           *flags])
+    return load_engine(args, path, env.load_chat, list(starts))
+
+
+def test_vllm_has_room_for_the_longest_start_and_what_follows(checkpoint, monkeypatch):
+    made = []
+    monkeypatch.setattr(plumbing.engines, "VLLMEngine", lambda path, chat, **how: made.append(how))
+    prefix = [{"role": "user", "content": "What is the ally?"},
+              {"role": "assistant", "content": "<first_thought>I look.</first_thought>"},
+              {"role": "user", "content": "Observation: None"}]
+    starts = [{"question": "What?"}, {"question": "What is the ally?", "messages": prefix}]
+    load("vllm", checkpoint, "--max-tokens", "100", "--vllm-memory", "0.7", starts=starts)
+    length = len(env.load_chat(checkpoint).encode(prefix)[0])
+    assert made[0]["longest"] == length + 101 and made[0]["memory"] == 0.7 and made[0]["attention"] is None
+    load("vllm", checkpoint, "--max-model-len", "999", "--vllm-attention", "FLASH_ATTN", starts=starts)
+    assert made[1]["longest"] == 999 and made[1]["attention"] == "FLASH_ATTN"
+    with pytest.raises(InputError, match=f"--max-tokens 100000 after a start of {length} tokens"):
+        load("vllm", checkpoint, "--max-tokens", "100000", starts=starts)
+
+
 def test_what_cannot_be_loaded_is_named(tmp_path):
     with pytest.raises(InputError, match="--student-url"):
-        load_engine("url", "m", None, env.load_chat)
-    assert not load_engine("url", "m", "http://localhost:1", env.load_chat).batched
+        load("url", "m")
+    assert not load("url", "m", "--student-url", "http://localhost:1").batched
     with pytest.raises(InputError, match=f"cannot use the model '{tmp_path}'"):
-        load_engine("torch", str(tmp_path), None, env.load_chat)
+        load("torch", str(tmp_path))
 
 
 # ---- architectures ----
@@ -259,10 +283,10 @@ def test_an_endpoint_gets_contents_without_white_space_at_their_ends(monkeypatch
         return {"finish_reason": "stop", "message": {"content": "<code>1</code>\n" if len(sent) == 1 else "end"}}
     monkeypatch.setattr(plumbing.engines, "chat_completion", reply)
     episode = env.Episode(dict(question=" q\n"), mock_interpreter())
-    load_engine("url", "m", "http://localhost:1", env.load_chat).play([episode])
+    load("url", "m", "--student-url", "http://localhost:1").play([episode])
     assert [m["content"] for m in sent[1]] == ["q", "<code>1</code>", "Observation: 7"]
     with pytest.raises(InputError, match="--chat-template"):
-        load_engine("url", "m", "http://localhost:1", env.load_chat, "assets/chatml.jinja")
+        load("url", "m", "--student-url", "http://localhost:1", "--chat-template", "assets/chatml.jinja")
 
 
 # ---- dtype, weights ----
@@ -279,13 +303,13 @@ def test_half_precision_is_used_where_the_processor_is_fast_with_it(saved, slow,
     model = load_model(checkpoint, getattr(torch, saved))
     model.save_pretrained(tmp_path)
     env.load_chat(checkpoint).tokenizer.save_pretrained(tmp_path)
-    assert load_engine("torch", str(tmp_path), None, env.load_chat).model.dtype == getattr(torch, expected)
+    assert load("torch", str(tmp_path)).model.dtype == getattr(torch, expected)
     load_model(str(tmp_path), "auto")
     assert capsys.readouterr().out.count("fp32 is used") == (saved != expected)           # said once
     assert load_model(str(tmp_path), torch.bfloat16).dtype == torch.bfloat16              # as it was asked for
     seen = []
-    monkeypatch.setattr(plumbing.engines, "VLLMEngine", lambda path, chat, dtype: seen.append(dtype))
-    load_engine("vllm", str(tmp_path), None, env.load_chat)
+    monkeypatch.setattr(plumbing.engines, "VLLMEngine", lambda path, chat, dtype, **_: seen.append(dtype))
+    load("vllm", str(tmp_path), "--max-tokens", "100")
     assert seen == [getattr(torch, expected)]
 
 
