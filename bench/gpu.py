@@ -24,9 +24,6 @@ plain lines then stand in for the flash-attention kernel, and the speeds mean no
 A section starts nothing that the budget has no time for. A fault in one is written down and the others go
 on. The figures are printed as a table and written to OUT/gpu.json; what the real runs printed is in
 OUT/cli.log. The exit code is 1 if there was a fault, a gradient too far off, or a real run that failed.
-
-`attend` gives varlen_attn the flag `enable_gqa`, which PyTorch 2.11 does not know: there `attend` fails as
-it is written. This is recorded, and the flag is then dropped, so that the rest can be measured.
 """
 import argparse
 import contextlib
@@ -37,7 +34,6 @@ import math
 import os
 import pathlib
 import random
-import runpy
 import statistics
 import subprocess
 import sys
@@ -70,9 +66,8 @@ def parse_args():
     p.add_argument("--budget", type=float, default=350,
                    help="seconds; no section starts what it cannot end")
     p.add_argument("--cpu-smoke", action="store_true", help="tiny sizes on the CPU, no flash-attention")
-    p.add_argument("--child", choices=["memory", "script"], help=argparse.SUPPRESS)     # in its own process
+    p.add_argument("--child", choices=["memory"], help=argparse.SUPPRESS)     # in its own process
     p.add_argument("--zero", type=int, help=argparse.SUPPRESS)
-    p.add_argument("--run", nargs=argparse.REMAINDER, help=argparse.SUPPRESS)
     return p.parse_args()
 
 
@@ -174,8 +169,19 @@ def reference_varlen(q, k, v, cu_q, cu_k, longest_q, longest_k, *, scale, window
     return torch.cat(outs)
 
 
-LACKS_GQA = "enable_gqa" not in inspect.signature(varlen.varlen_attn).parameters        # before torch 2.12
-WAYS = {"flash": attention.attend_flash, "sdpa": attention.attend_sdpa}
+FLASH, SDPA = attention.attend_flash, attention.attend_sdpa
+
+
+def flash(q, k, v, segments, scaling, varlen=None):
+    """Flash-attention, PyTorch's own where `attend` has chosen none."""
+    return FLASH(q, k, v, segments, scaling, varlen or attention.torch_varlen)
+
+
+def sdpa(q, k, v, segments, scaling, varlen=None):
+    return SDPA(q, k, v, segments, scaling)
+
+
+WAYS = {"flash": flash, "sdpa": sdpa}
 
 
 @contextlib.contextmanager
@@ -188,36 +194,30 @@ def attending(way=None):
     try:
         yield
     finally:
-        attention.attend_flash, attention.attend_sdpa = WAYS["flash"], WAYS["sdpa"]
+        attention.attend_flash, attention.attend_sdpa = FLASH, SDPA
 
 
 def attend(q, k, v, segments, scale):
-    return attention.attend(torch.nn.Module(), q, k, v, None, segments=segments, scaling=scale)[0]
-
-
-def drop_gqa():
-    """Where varlen_attn does not know the flag, its kernel shares heads all the same."""
-    if LACKS_GQA:
-        theirs = varlen.varlen_attn
-        varlen.varlen_attn = lambda *a, enable_gqa=False, **k: theirs(*a, **k)
+    return attention.attend(torch.nn.Module(), q, k, v, None, segments=segments, scaling=scale,
+                            varlen=attention.find_varlen("auto"))[0]
 
 
 def prepare_attention():
-    """Record whether `attend` runs as it is written; make it run where only `enable_gqa` is missing."""
+    """Record which flash-attention `attend` takes, and whether it runs."""
+    RESULT["flash"] = attention.find_varlen("auto").__name__
     RESULT["varlen_attn"] = str(inspect.signature(varlen.varlen_attn))
     if CPU:
         varlen.varlen_attn = reference_varlen
-        RESULT["attend_as_written"] = "not tried: flash-attention is replaced"
+        RESULT["attend"] = "not tried: flash-attention is replaced"
         return
     make = lambda *shape: torch.randn(shape, device=DEVICE, dtype=torch.bfloat16, requires_grad=True)
     x = [make(1, heads, 134, 64) for heads in (8, 2, 2)]
     try:
         attend(*x, Segments([40, 33, 61], [None, 0, 0], DEVICE), 0.125).sum().backward()
-        RESULT["attend_as_written"] = "runs"
+        RESULT["attend"] = "runs"
     except Exception as error:
-        RESULT["attend_as_written"] = f"{type(error).__name__}: {error}"
-    say(f"attend as it is written: {RESULT['attend_as_written']}")
-    drop_gqa()
+        RESULT["attend"] = f"{type(error).__name__}: {error}"
+    say(f"attend with {RESULT['flash']}: {RESULT['attend']}")
 
 
 def machine():
@@ -287,7 +287,7 @@ def one_rank():
             loss_of(*batch).backward()
         return 0.0
     kept = grpo.sum_over_ranks, grpo.most_over_ranks, grpo.optimizer_step
-    grpo.sum_over_ranks = lambda *numbers: list(numbers)
+    grpo.sum_over_ranks = lambda *numbers, after=None: list(numbers)
     grpo.most_over_ranks = lambda number: number
     grpo.optimizer_step = step
     try:
@@ -418,11 +418,10 @@ def make_inputs(path):
 def together(commands, path, log):
     """Run scripts at once -> {name: exit code, seconds, rows of metrics; where it failed, its last words}."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1" if CPU else "2"}
-    wrapped = [os.path.abspath(__file__), "--child", "script", "--run"] if LACKS_GQA else []
     running, rows = {}, {}
     for name, (script, *flags) in commands.items():
         output = open(path(name + ".txt"), "w+")
-        command = [sys.executable, *wrapped, str(ROOT / script), *map(str, flags), "--out", path(name)]
+        command = [sys.executable, str(ROOT / script), *map(str, flags), "--out", path(name)]
         job = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, env=environment, cwd=ROOT)
         running[name] = output, time.time(), job
     for name, (output, start, job) in running.items():
@@ -821,7 +820,7 @@ def table():
     print(f"\n==== {m.get('device')}, torch {m.get('torch')}, matmul {m.get('matmul_tflops', 0):.0f} TFLOP/s "
           f"on random data ({m.get('project_matmul_tflops', 0):.0f} by matmul_rate), copy "
           f"{m.get('copy_tb_s', 0):.2f} TB/s, {time.time() - START:.0f} s")
-    print(f"attend as it is written: {RESULT.get('attend_as_written')}")
+    print(f"attend with {RESULT.get('flash')}: {RESULT.get('attend')}")
     if s.get("parity"):
         bad = [r for r in s["parity"] if not r["ok"]]
         print(f"parity: {len(s['parity']) - len(bad)} of {len(s['parity'])} within bounds"
@@ -900,9 +899,5 @@ def main():
 if __name__ == "__main__":
     if ARGS.child == "memory":
         child_memory(ARGS.zero)
-    elif ARGS.child == "script":
-        drop_gqa()
-        sys.argv = ARGS.run
-        runpy.run_path(ARGS.run[0], run_name="__main__")
     else:
         main()

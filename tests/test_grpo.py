@@ -43,7 +43,7 @@ class OneRank:
     """`update` without DeepSpeed: the policy is the engine, gradients are summed and kept."""
 
     def __init__(self, monkeypatch):
-        monkeypatch.setattr(grpo_short, "sum_over_ranks", lambda *numbers: list(numbers))
+        monkeypatch.setattr(grpo_short, "sum_over_ranks", lambda *numbers, after=None: list(numbers))
         monkeypatch.setattr(grpo_short, "most_over_ranks", lambda number: number)
         monkeypatch.setattr(grpo_short, "optimizer_step", self.step)
 

@@ -90,6 +90,6 @@ try:
 except AssertionError:
     print("the forgotten head was noticed")
 try:
-    run(OUT + "-gap", "--max-logp-gap", "0")
+    run(OUT + "-gap", "--max-logp-gap", "1e-12")
 except InputError as e:
     print(e)
