@@ -265,12 +265,12 @@ class Episode:
 
 def make_episodes(starts: list[Record], copies: int = 1, max_steps: int = 8, max_tokens: int = 4096,
                   search: Search | None = None,
-                  skipped: list[tuple[Record, Exception]] | None = None) -> list[Episode]:
+                  skipped: list[tuple[Record, Exception]] | None = None, threads: int = 16) -> list[Episode]:
     """Episodes ready to play, the copies of a start side by side.
 
     A prefix is replayed once in one interpreter and compared with its record, then forked for each copy. A
     start whose prefix does not replay is appended to `skipped` with the reason; without such a list, the
-    reason is raised (ReplayMismatch, SearchFailed).
+    reason is raised (ReplayMismatch, SearchFailed). threads: prefixes that are replayed at once.
     """
     def prepare(start: Record) -> Interpreter | None:
         try:
@@ -281,7 +281,7 @@ def make_episodes(starts: list[Record], copies: int = 1, max_steps: int = 8, max
             skipped.append((start, reason))
             return None
 
-    with ThreadPoolExecutor(16) as pool:
+    with ThreadPoolExecutor(threads) as pool:
         prepared = list(pool.map(prepare, starts))
     episodes = []
     for start, interpreter in zip(starts, prepared):

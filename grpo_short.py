@@ -349,7 +349,8 @@ def main(args: argparse.Namespace) -> None:
         skipped = []
         places = range(step * args.prompts + rank, (step + 1) * args.prompts, world)
         batch = shuffled(starts, places, args.seed)
-        episodes = make_episodes(batch, args.group, args.max_steps, args.max_tokens, search, skipped)
+        episodes = make_episodes(batch, args.group, args.max_steps, args.max_tokens, search, skipped,
+                                 args.threads)
         for start, reason in skipped:
             print(f"rank {rank}: {start['id']} is left out, its prefix does not replay: {reason}", flush=True)
         engine.play(episodes, **sampling_from_args(args, 7919 * step))

@@ -74,14 +74,15 @@ def teacher_flags(parser: argparse.ArgumentParser, required: bool = True) -> Non
     g.add_argument("--teacher-url", required=required,
                    help="OpenAI-compatible chat endpoint, such as http://localhost:8000")
     g.add_argument("--teacher-model", help="the teacher's name there (default: the first that is listed)")
-    g.add_argument("--concurrency", type=whole(1), default=64, help="requests in flight at once")
+    g.add_argument("--concurrency", type=whole(1), default=64, help="requests in flight at once, per rank")
     g.add_argument("--timeout", type=seconds, default=600, help="seconds to wait for one reply")
     g.add_argument("--retries", type=whole(0), default=12,
                    help="further tries when the network or the server fails")
     g.add_argument("--reasks", type=whole(0), default=1, help="further tries when a reply has the wrong form")
     g.add_argument("--teacher-max-tokens", type=whole(1), default=2048,
                    help="tokens of one reply; a model that thinks needs more")
-    g.add_argument("--teacher-cache", help="SQLite file that keeps the replies: none is paid for twice")
+    g.add_argument("--teacher-cache", 
+                   help="SQLite file that keeps the replies: none is paid for twice; each node needs its own")
 
 
 def env_flags(parser: argparse.ArgumentParser) -> None:
@@ -89,7 +90,8 @@ def env_flags(parser: argparse.ArgumentParser) -> None:
     g = parser.add_argument_group("environment")
     g.add_argument("--search", help="web search: http:URL (Serper's JSON API, key in SEARCH_API_KEY) or "
                                     "local:FILE.jsonl (BM25)")
-    g.add_argument("--search-cache", help="SQLite file that keeps the results, shared by processes and runs")
+    g.add_argument("--search-cache", help="SQLite file that keeps the results, shared by processes and runs; "
+                                           "on a disk of several nodes give each node its own")
     g.add_argument("--sandbox", choices=MODES, default="auto",
                    help="auto refuses to run without seccomp and names other missing layers of isolation, "
                         "strict refuses if any is missing, without-seccomp accepts that code can use the "
@@ -106,6 +108,8 @@ def sampling_flags(parser: argparse.ArgumentParser, temperature: float = 0.6, to
                    help="what generates the student's turns: Transformers, vLLM, or an endpoint")
     g.add_argument("--chat-template", help=CHAT_TEMPLATE)
     g.add_argument("--student-url", help="OpenAI-compatible endpoint of the student, for --engine url")
+    g.add_argument("--threads", type=whole(1), default=16,
+                   help="programs, with their searches, that run at once, per rank")
     g.add_argument("--vllm-memory", type=part, default=vllm_memory,
                    help="share of each GPU for vLLM, while it generates")
     g.add_argument("--vllm-attention", metavar="NAME",

@@ -72,7 +72,7 @@ def load_engine(args: argparse.Namespace, path: str, load_chat: Callable[[str, s
             raise InputError("--engine url needs --student-url")
         if args.chat_template:
             raise InputError("--chat-template is for --engine torch and vllm: an endpoint has its own")
-        return URLEngine(args.student_url, path)
+        return URLEngine(args.student_url, path, args.concurrency, args.timeout)
     from plumbing.models import load_config, load_model, named_on_error, usable_dtype
     chat = load_chat(path, args.chat_template)
     if args.engine == "vllm":
@@ -81,7 +81,7 @@ def load_engine(args: argparse.Namespace, path: str, load_chat: Callable[[str, s
                           **vllm_settings(args, path, chat, starts))
     model = load_model(path, "auto")
     with named_on_error(path):
-        return TorchEngine(model, chat)
+        return TorchEngine(model, chat, threads=args.threads)
 
 
 def check_trainer_engine(args: argparse.Namespace) -> None:
@@ -108,7 +108,8 @@ def vllm_settings(args: argparse.Namespace, path: str, chat: Chat, starts: list[
         if longest > limit:
             raise InputError(f"--max-tokens {args.max_tokens} after a start of {start} tokens is more than "
                              f"the {limit} positions of {path}: lower it, or give --max-model-len")
-    return {"memory": args.vllm_memory, "longest": longest, "attention": args.vllm_attention}
+    return {"memory": args.vllm_memory, "longest": longest, "attention": args.vllm_attention,
+            "threads": args.threads}
 
 
 def trainer_engine(args: argparse.Namespace, trainer: Any, chat: Chat, starts: list[Record]) -> Engine:
@@ -118,13 +119,13 @@ def trainer_engine(args: argparse.Namespace, trainer: Any, chat: Chat, starts: l
         return VLLMEngine(args.model, chat, seed=args.seed, dtype=dtype, shared_gpu=True,
                           **vllm_settings(args, args.model, chat, starts))
     if args.zero < 3:
-        return TorchEngine(trainer.module.model, chat, args.rollout_batch, separate=False)
+        return TorchEngine(trainer.module.model, chat, args.rollout_batch, args.threads, separate=False)
 
     # ZeRO-3 shards the weights: generate with a copy. It is loaded in the trainer's dtype, not cast to it: a
     # cast would round the rotary frequencies too, which the trainer keeps in fp32
     from plumbing.models import load_model
     copy = load_model(args.model, next(trainer.module.parameters()).dtype)
-    return TorchEngine(copy, chat, args.rollout_batch)
+    return TorchEngine(copy, chat, args.rollout_batch, args.threads)
 
 
 def sampling_from_args(args: argparse.Namespace, salt: int = 0) -> dict[str, Any]:
@@ -195,9 +196,10 @@ class TorchEngine:
 
     batched = True
 
-    def __init__(self, model: torch.nn.Module, chat: Chat, batch: int = 128,
+    def __init__(self, model: torch.nn.Module, chat: Chat, batch: int = 128, threads: int = 16,
                  separate: bool = True) -> None:
-        """batch: rows of a forward pass; separate: False where the model is the trainer's own."""
+        """batch: rows of a forward pass; threads: programs that run at once; separate: False where the model
+        is the trainer's own."""
         from plumbing.attention import use_segments
         from plumbing.kv_cache import shortest_window
         if model.config._attn_implementation == "sdpa":
@@ -205,6 +207,7 @@ class TorchEngine:
         self.model = model
         self.chat = chat
         self.batch = batch
+        self.threads = threads
         self.separate = separate
         self.window = shortest_window(model.config)
         with generating(model):
@@ -241,7 +244,7 @@ class TorchEngine:
             episode.begin(self.chat)
         how = (temperature, top_p, top_k)
         batch = self.rows_together(episodes)
-        with generating(self.model), ThreadPoolExecutor(16) as pool:
+        with generating(self.model), ThreadPoolExecutor(self.threads) as pool:
             for at in range(0, len(episodes), batch):
                 self.play_batch(episodes[at:at + batch], pool, how, seed, progress)
 
@@ -437,10 +440,11 @@ class VLLMEngine:
     separate = True
 
     def __init__(self, path: str, chat: Chat, memory: float = 0.9, longest: int | None = None,
-                 attention: str | None = None, seed: int = 0, dtype: torch.dtype | str = "auto",
-                 shared_gpu: bool = False) -> None:
+                 attention: str | None = None, threads: int = 16, seed: int = 0,
+                 dtype: torch.dtype | str = "auto", shared_gpu: bool = False) -> None:
         """memory: share of the GPU for weights and cache; longest: tokens of a whole trajectory; attention:
-        vLLM's name of a backend (None for both: vLLM's choice); shared_gpu: `sleep` leaves it to the trainer.
+        vLLM's name of a backend (None for both: vLLM's choice); threads: programs that run at once;
+        shared_gpu: `sleep` leaves it to the trainer.
         """
         import torch
         cuda = torch.cuda.is_available()
@@ -450,6 +454,7 @@ class VLLMEngine:
         import vllm
         self.vllm = vllm
         self.chat = chat
+        self.threads = threads
         self.sleeps = cuda and shared_gpu                  # whether `sleep` frees anything
         self.asleep = False
         launcher = "external_launcher" if "RANK" in os.environ else None
@@ -481,7 +486,7 @@ class VLLMEngine:
             engine.add_request(name, self.vllm.inputs.tokens_input(episode.ids), params)
             asked[name] = i
 
-        with ThreadPoolExecutor(16) as pool:
+        with ThreadPoolExecutor(self.threads) as pool:
             for i, episode in enumerate(episodes):
                 episode.begin(self.chat)
                 ask(i)

@@ -122,7 +122,7 @@ MAY_CHANGE = {
     "sft_share", "sft_easy", "rl_easy", "rl_hard", "pairs",
     "student_url", "teacher_cache", "search_cache",
     "concurrency", "timeout", "retries", "reasks", "teacher_max_tokens",
-    "sandbox", "preload", "chunk", "rollout_batch", "vllm_memory", "vllm_attention",
+    "threads", "sandbox", "preload", "chunk", "rollout_batch", "vllm_memory", "vllm_attention",
     "max_model_len",
     "pack", "row_tokens", "micro_batch", "attention", "offload", "checkpointing",
     "val", "val_every", "show", "show_every", "save_every", "wandb", "max_logp_gap",

@@ -93,7 +93,7 @@ def test_a_model_of_its_own_takes_the_trainers_weights_and_the_trainers_model_is
 
 def test_the_trainers_engine(checkpoint):
     """Its own model, with ZeRO-3 a copy; what gives no log-probs of the whole distribution is refused."""
-    args = argparse.Namespace(engine="torch", model=checkpoint, zero=2, rollout_batch=7, pack=True,
+    args = argparse.Namespace(engine="torch", model=checkpoint, zero=2, rollout_batch=7, threads=3, pack=True,
                               checkpointing=False, top_p=1.0, top_k=0, dtype="fp32")
     policy = SimpleNamespace(model=load_model(checkpoint, torch.float32))
     policy.parameters = policy.model.parameters
@@ -265,7 +265,7 @@ def test_vllm_is_told_to_stop_at_stray_tokens(last, stop, checkpoint):
             return [SimpleNamespace(request_id=self.name, outputs=[out])]
 
     engine = VLLMEngine.__new__(VLLMEngine)
-    engine.chat, engine.llm = chat, SimpleNamespace(llm_engine=StandIn())
+    engine.chat, engine.threads, engine.llm = chat, 2, SimpleNamespace(llm_engine=StandIn())
     engine.vllm = SimpleNamespace(
         SamplingParams=lambda **how: how, inputs=SimpleNamespace(tokens_input=list),
         sampling_params=SimpleNamespace(RequestOutputKind=SimpleNamespace(FINAL_ONLY=1)))
