@@ -17,8 +17,8 @@ model. Plain GRPO is `--no-short-horizon` (start at the question) with `--no-key
   laptop:  torchrun --nproc_per_node 2 grpo_short.py --model ckpt/sft --data mps/rl.jsonl --out ckpt/rl \\
              --lr 1e-4 --prompts 16 --group 8 --mini-batch 8 --teacher-url http://127.0.0.1:8008
   8 GPUs:  torchrun --nproc_per_node 8 grpo_short.py --model ckpt/sft --data mps/rl.jsonl --out ckpt/rl \\
-             --engine vllm --zero 3 --teacher-url http://teacher:8000 \\
-             --search http:https://google.serper.dev/search
+             --engine vllm --zero 3 --checkpointing --teacher-url http://teacher:8000 \\
+             --search http:https://google.serper.dev/search --search-cache search.sqlite
 
 Logged each step (metrics.jsonl): reward, and the share of rollouts with each of its parts: a right answer, a
 key step equal to the chosen one, to a rejected one; zero_variance, the share of groups with equal rewards

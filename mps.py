@@ -20,7 +20,7 @@ drops it); tasks go to SFT or RL by a hash of their id (the release: by order of
   laptop:  python mps.py --tasks tasks.jsonl --student ckpt/bc --out mps --teacher-url http://127.0.0.1:8008
   8 GPUs:  torchrun --nproc_per_node 8 mps.py --tasks tasks.jsonl --student ckpt/bc --engine vllm --out mps \\
              --teacher-url http://teacher:8000 --teacher-cache teacher.sqlite \\
-             --search http:https://google.serper.dev/search
+             --search http:https://google.serper.dev/search --search-cache search.sqlite
 
 A killed run goes on where it stopped when the same command is given again. `failed` tasks are then tried once
 more: a search failed, a reply stayed unusable, or the teacher found no wrong step.

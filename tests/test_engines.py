@@ -291,6 +291,24 @@ def test_an_endpoint_gets_contents_without_white_space_at_their_ends(monkeypatch
 
 # ---- dtype, weights ----
 
+@pytest.mark.parametrize("dtype", ["bf16", "fp32"])
+def test_a_policy_is_loaded_in_its_dtype_straight_to_its_gpu(dtype, checkpoint, monkeypatch):
+    """8 ranks that each load fp32 into host memory would take 244 GB of it for a model of 7B."""
+    class Stop(Exception):
+        pass
+
+    def from_pretrained(path, **how):
+        assert how["device_map"] == {"": "cuda:3"}
+        assert how["dtype"] == {"bf16": torch.bfloat16, "fp32": torch.float32}[dtype]
+        raise Stop
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setenv("LOCAL_RANK", "3")
+    monkeypatch.setattr(transformers.AutoModelForCausalLM, "from_pretrained", from_pretrained)
+    with pytest.raises(Stop):
+        plumbing.models.load_policy(checkpoint, SimpleNamespace(dtype=dtype, pack=True, max_tokens=64))
+
+
+
 @pytest.mark.parametrize("saved, slow, expected", [
     ("bfloat16", True, "float32"), ("bfloat16", False, "bfloat16"), ("float16", True, "float32"),
     ("float32", True, "float32"), ("float32", False, "float32")])
