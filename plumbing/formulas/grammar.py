@@ -59,8 +59,8 @@ class Group:
     """Trees that belong together. Its kind is
 
     the brackets "()", "[]", "[)", "(]", "{}"; "list" without brackets, "or" where the order says nothing;
-    "matrix" of "row"; a sign between its items: "=", "<", "≤", "≠", ":", "-" (a score or a span), "∪";
-    "base", "date" or "time".
+    "matrix" of "row"; a sign between its items: "=", "≈", "<", "≤", "≠", ":", "-" (a score or a
+    span), "∪"; "base", "date" or "time".
     """
     kind: str
     items: tuple
@@ -136,11 +136,12 @@ def not_too_long(value: Fraction) -> Fraction:
 
 CONSTANTS = {"pi", "e", "i", "oo"}
 MINUS_INFINITY = ("*", MINUS_ONE, "oo")
+UNKNOWN_FUNCTIONS = {*"fghFGH"}                     # f(x) is no product
 FUNCTIONS = {*"sin cos tan cot sec csc arcsin arccos arctan sinh cosh tanh ln lg exp abs".split()}
 LOGARITHM = "base of log"                          # the variable that stands for a base nobody named
 GREEK = {*("alpha beta gamma delta epsilon varepsilon zeta eta theta vartheta iota kappa lambda mu nu xi pi "
            "rho sigma tau upsilon phi varphi chi psi omega Gamma Delta Theta Lambda Xi Pi Sigma Upsilon Phi "
-           "Psi Omega ell hbar angle triangle").split()}
+           "Psi Omega ell hbar").split()}
 # Short words that are no product of letters.
 WORDS = {*("an and are as at be by do for go he if in is it me my no not of on one or our out so the to too "
            "up us we yes nan").split()}
@@ -193,7 +194,7 @@ def is_constant(tree: Tree) -> bool:
 # ---- the grammar ----
 
 SEPARATORS = {",", ";", "and", "or"}
-RELATIONS = {"=", "<", ">", "≤", "≥", "≠", "∈"}
+RELATIONS = {"=", "<", ">", "≤", "≥", "≠", "∈", "≈"}
 ADDING = {"+", "-", "±", "∓"}
 OPERATORS = {"+", "-", "±", "∓", "*", "/", "^", "="}
 CLOSERS = {"(": {")", "]"}, "[": {")", "]"}, "{": {"}"}, r"\{": {r"\}"}}
@@ -587,7 +588,9 @@ class Reader:
         if self.accept("^"):
             exponent = self.exponent()
             if exponent == -1:
-                raise Unreadable                                          # the inverse, or 1 below it?
+                name, exponent = "arc" + name, Fraction(1)                # \sin^{-1} x
+                if name not in FUNCTIONS:
+                    raise Unreadable
         outside, self.in_function = self.in_function, True
         self.deeper()
         if self.next in {"(", "{", "[", "|"}:
@@ -606,6 +609,8 @@ class Reader:
 
     def name(self, token: str) -> Tree:
         """A letter with its index, or several letters that are multiplied."""
+        if token in {r"\angle", r"\triangle"}:
+            return f"{token} {self.take()}"
         described = unicodedata.name(token, "") if len(token) == 1 and not token.isascii() else ""
         if described.startswith("GREEK "):
             letter = described.split()[-1].lower()
@@ -626,17 +631,25 @@ class Reader:
         before, earlier, after = self.look(-2).text, self.look(-3).text, self.next
         bracketed = before in {"{", "("} and (earlier in OPERATORS | {"}"} or earlier[:1] == "\\")
         glued = is_number(before) and not self.look(-1).apart
-        in_formula = bracketed or glued or before in OPERATORS or before[:1] == "\\"
-        return (len(letters) < 4 and letters.lower() not in WORDS
+        in_formula = bracketed or glued or before in OPERATORS or before == "|" or before[:1] == "\\"
+        return (len(letters) < 4 and letters not in WORDS
                 and (in_formula or after == "(" or after in OPERATORS - {"-"}))
 
     def indexed(self, name: str) -> str:
-        """A name with its index and primes: x_1, f'."""
+        """A name with its index and primes, or a function with its argument: x_1, f'(x), y(0)."""
+        letter = name
         if self.accept("_"):
             name += "_" + self.raw()
         while self.accept("'"):
             name += "'"
-        return name
+        if self.next != "(" or (letter not in UNKNOWN_FUNCTIONS and self.look(2).text != ")"):
+            return name
+        depth = 0
+        while True:
+            depth += {"(": 1, ")": -1}.get(self.next, 0)
+            name += self.take()
+            if depth == 0:
+                return name
 
     def raw(self) -> str:
         """A token, or all that a pair of braces holds, as text."""
@@ -672,7 +685,10 @@ class Reader:
 
 def related(sides: list[Tree], relations: list[str]) -> Group:
     """Sides and the signs between them. An inequality that bounds one variable is "x = an interval"."""
-    if not set().union(*map(names_in, sides)) - CONSTANTS:                # 3 + 4 = 7 is true, but no answer
+    if relations[-1] == "≈":
+        exact = related(sides[:-1], relations[:-1]) if len(sides) > 2 else sides[0]
+        return Group("≈", (exact, sides[-1]))
+    if not set().union(*map(names_in, sides)) - CONSTANTS - {LOGARITHM}:  # 3 + 4 = 7 is true, but no answer
         raise Unreadable
     if set(relations) == {"="} or relations == ["∈"]:
         return Group("=", tuple(sides))

@@ -9,11 +9,14 @@ from plumbing.formulas.numerals import in_digits
 # ---- one spelling ----
 
 # Words inside a formula: "\text{ cm}" -> "cm".
-TEXT = re.compile(r"\\(?:text|textbf|textit|textrm|mathrm|mathbf|mbox|operatorname)\s*\{([^{}]*)\}")
+TEXT = re.compile(
+    r"\\(?:text(?:bf|it|rm|sf|tt|normal)?|math(?:rm|bf|sf|tt)|mbox|operatorname)\s*\{([^{}]*)\}")
+# The signs of Chinese texts: "（１，２）。" -> "(1,2).".
+FULL_WIDTH = {**{code: chr(code - 0xFEE0) for code in range(0xFF01, 0xFF5F)}, **str.maketrans("。、", ".,")}
 SIGNS = str.maketrans({
     "–": "-", "—": "-", "‐": "-", "‑": "-", "−": "-", "×": "*", "⋅": "*", "·": "*", "÷": "/", "⁄": "/",
-    "′": "'", "’": "'", "⩽": "≤", "⩾": "≥", "，": ",", "、": ",", "；": ";", "：": ":", "（": "(", "）": ")",
-    "％": "%", "＝": "=", "\u00a0": " ", "\u2009": " ", "\u202f": " ", "℃": "°C", "…": "..."})
+    "′": "'", "’": "'", "⩽": "≤", "⩾": "≥", "\u00a0": " ", "\u2009": " ", "\u202f": " ",
+    "℃": "°C", "…": "..."})
 SUPERSCRIPTS = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻ⁿ", "0123456789+-n")
 SPELLINGS = [(re.compile(pattern), same) for pattern, same in (
     (r"\\mathbb\s*(?:R\b|\{\s*R\s*\})", "ℝ"),
@@ -21,7 +24,7 @@ SPELLINGS = [(re.compile(pattern), same) for pattern, same in (
     (TEXT.pattern, r" \1 "),
     (r"(?<!\\)\\[()\[\]]", " "),                                          # the brackets of a formula: \(5\)
     (r"\^\s*\{?\s*\\circ\s*\}?", "°"),
-    (r"(?<=\d),?\\[,!](?=\d{3})", "{,}"),                                 # 16,\!386 and 1\,234
+    (r"(?<=\d),?\\[,!]\s*(?=\d{3})", "{,}"),                              # 16,\!386 and 1\,234
     (r"(?<=\d) ?x ?(?=10\^)", "*"),                                       # 6.02 x 10^23
     (r"(?<=\d\*)[Ij]\b|(?<=\d)j\b", "i"),                                 # 2*I, 2j
     (r"\bper cent\b", "percent"),
@@ -89,7 +92,7 @@ SAME = {r"\le": "≤", r"\leq": "≤", r"\leqslant": "≤", "<=": "≤", r"\ge":
         r"\emptyset": "∅", r"\varnothing": "∅", r"\lvert": "|", r"\rvert": "|", r"\vert": "|", r"\%": "%",
         r"\lbrace": r"\{", r"\rbrace": r"\}", r"\dfrac": r"\frac", r"\tfrac": r"\frac", r"\cfrac": r"\frac",
         r"\dbinom": r"\binom", r"\tbinom": r"\binom", r"\degree": "°", "√": r"\sqrt", "sqrt": r"\sqrt",
-        r"\prime": "'"}
+        r"\prime": "'", r"\approx": "≈"}
 # What only moves or sizes signs.
 SPACE = re.compile(r"(?:\s|\\[,;:! ]"
                    r"|\\(?:left|right|[bB]igg?[lrm]?|displaystyle|limits|quad|qquad)(?![a-zA-Z])\.?)+")
