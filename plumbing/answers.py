@@ -32,11 +32,9 @@ EMPHASIS = re.compile(r"(?<![\w)*])(\*{1,3})(?=[^\s*])([^*]+)(?<=\S)\1(?![\w(*])
                       r"|`{3}\w*\n([^`]*)`{3}|`([^`]*)`")
 # What stands before the answer: "Hence the answer is 5", "Answer $5$", "答案是5", "#### 5".
 BEFORE = re.compile(
-    r"^.*(?<!wrong )(?<!incorrect )\banswer\s*"
+    r"^(?:.*(?<!wrong )(?<!incorrect )\banswer\s*"
     r"(?:is\b|[:=]|(?=[$\\])|(?:seems to|should|would|must) be\b)\s*:?"
-    r"|^.*\b(?:ans|solution|result):|^.*答案[是为:]+|^#+ ", re.IGNORECASE | re.DOTALL)
-# What the prompt of Minerva has models say at the end, whatever boxes stand before it.
-MINERVA = re.compile(r"^.*The final answer is:? (.*)\. I hope it is correct\.?\s*$", re.DOTALL)
+    r"|.*\b(?:ans|solution|result):|.*答案[是为:]+|#+ )(?=.*\w)", re.IGNORECASE | re.DOTALL)
 # Money, LaTeX's thin spaces, and the brackets around a formula: "\$5", "1\,000", "\(5\)".
 LAYOUT = re.compile(r"\\?\$|[€£¥]|\\[!,;:]|(?<!\\)\\[()\[\]]")
 
@@ -64,7 +62,10 @@ def unwrapped(text: Any) -> str:
     Of several boxes the last counts, with those that it continues: "\boxed{2} and \boxed{3}" -> "2, 3".
     """
     text = str(text).replace("\x08oxed", r"\boxed").replace("\x0crac", r"\frac")         # escapes Python ate
-    text = MINERVA.sub(r"\1", text.translate(FULL_WIDTH))
+    text = text.translate(FULL_WIDTH)
+    conclusion, hope, _ = text.rpartition(". I hope it is correct")       # what Minerva's prompt asks for
+    if hope:
+        text = conclusion[max(0, conclusion.rfind("The final answer is")):]
     while found := boxes(text):
         exact = [(start, end, content) for start, end, content in found
                  if not content.lstrip().startswith(APPROXIMATELY)
@@ -155,7 +156,7 @@ CHOICE = re.compile(r"\(?[A-Z]\)?")
 CHOSEN = re.compile(r"(.*\b(?i:option|choice|choose|pick|is):? )?"
                     r"[(\[]?([a-zA-Z])(?:[]).:,]|$| [-–—] | because\b)")
 # A letter that could be a choice: the D of "B, or D", but not the A of "A bird".
-ANY_CHOICE = re.compile(r"(?<!\bnot )(?<![\w'’])(?:[B-HJ-Z]\b|[a-eA-Z](?=[]).:,;]|$| [-–—] ))")
+ANY_CHOICE = re.compile(r"(?<!\bnot )(?<![\w'’])(?:[B-HJ-Z]\b|[a-eA-Z](?=[]).:,;/]|$| (?:[-–—]|or|and) ))")
 # A word that turns a sentence round.
 DENIAL = re.compile(r"\b(?:not?|never|cannot|none|neither|nor|nothing|wrong|incorrect|false|impossible"
                     r"|unlikely|except)\b|n['’]t\b", re.IGNORECASE)

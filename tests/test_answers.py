@@ -386,6 +386,43 @@ DECISIONS = {
         ("a/b/c", "a/(bc)", True), ("i", "-1", None), ("3 \\pm i", "3+i, 3-i", True), ("\\vec{a}", "\\vec{b}", None),
         ("\\sqrt{3+2\\sqrt{2}}", "1+\\sqrt{2}", True), ("\\cos 36°", "\\frac{1+\\sqrt5}{4}", True),
         ("2\\pi", "6.28", None), ("6.283185307179586", "2\\pi", True)],
+    "several choices are none": [
+        ("A) B) C) D)", "A", None), ("A. Paris B. London", "A", None), ("(A)(B)", "B", None), ("a. b. c.", "A", None),
+        ("B, or possibly D", "B", None), ("A - B", "A", None), ("Option A or option B", "B", None),
+        ("Options: A, B", "B", None), ("A, but B is better", "A", None), ("B. Note that A is near", "B", True),
+        ("don't pick A", "A", None), ("I would never choose A", "A", None), ("The wrong option is: A", "A", None),
+        ("The incorrect answer is A", "A", None), ("(C) 2\\pi r", "C", True), ("B. the third one", "C", False),
+        ("A。", "A", True), ("答案：Ｂ", "B", True), ("答案是5", "5", True)],
+    "functions are no products": [
+        ("f(0)", "0", None), ("I(0)", "0", None), ("f(2)", "2f", None), ("f(-x)", "-f(x)", None), ("f(2x)", "2f(x)", None),
+        ("g(f(x))", "f(g(x))", None), ("n(n+1)", "n^2+n", True), ("P(0)=1", "1", True), ("E(X)=6", "6", True),
+        ("f(x)=x+1", "x+1", True), ("f(x) = 2f(x)", "2f(x)", None), ("0<f(x)<1", "(0,1)", True), ("|AB|=1", "1", True),
+        ("\\frac{NO}{BO}=\\frac{1}{2}", "0.5", True), ("\\angle ABC=40^\\circ", "40°", True),
+        ("\\angle ABC", "\\angle BAC", None), ("\\tan^{-1} x", "\\arctan x", True), ("\\sin^{-1} x", "\\csc x", None),
+        ("\\log(0.01)=-2", "\\log(100)=2", None)],
+    "exact and rounded": [
+        ("\\sqrt{2} \\approx 1.414", "\\sqrt{2}", True), ("x = \\frac{1}{3} ≈ 0.333", "1/3", True), ("x ≈ 5", "5", True),
+        ("\\sqrt{2} \\approx 1.5", "\\sqrt{2}", None), ("\\sqrt{2} \\approx 1.414", "1.414", None),
+        ("5 \\approx 6", "5", None), ("\\cos 2 ≈ -0.41", "\\cos 2 ≈ -0.42", None), ("\\log x ≈ 5", "x ≈ 5", None),
+        ("\\boxed{\\frac{1}{3}} \\approx \\boxed{0.333}", "\\frac{1}{3}", True)],
+    "sets by a property": [
+        ("\\{x|-2\\leq x < 1\\}", "[-2,1)", True), ("\\{x \\mid x > 2\\}", "x>2", True),
+        ("\\{x|x>2\\}", "\\{x|x>3\\}", None), ("\\{x|x>2\\}", "x \\ge 2", None), ("\\{1,2\\}", "\\{x|x=1\\}", None),
+        ("x>2 or x<-2", "(-\\infty,-2)\\cup(2,\\infty)", True), ("(1,2),(3,4)", "(1,2)\\cup(3,4)", None)],
+    "words that mean something": [
+        ("Vitamin A", "vitamin", None), ("Hepatitis A", "Hepatitis B", None), ("The Who", "Who", True),
+        ("e, b", "b, e", None), ("It is false that x is 5", "5", None), ("It is impossible that x is 5", "5", None),
+        ("The largest $n$ is 34.", "34", True), ("145$ solution:", "145", None), ("Solution: 5", "5", True),
+        ("hundred and twenty", "120", True), ("thirty-four hundred and fifty", "3450", True), ("a thousand and one", "1001", True),
+        ("17 thousand", "17000", True), ("one hundred one hundred", "100", None), ("hundreds", "100", None),
+        ("１２３", "123", True), ("5个", "5", True), ("5元", "5角", None), ("8天", "8 days", True)],
+    "what models write around it": [
+        ("\\boxed{2,4} so. Final Answer: The final answer is $7$. I hope it is correct.", "7", True),
+        ("The final answer is $[2,5)$. I hope it is correct.", "[2,5)", True), ("Answer $9$", "9", True),
+        ("\\(\\boxed{1}\\) and \\(\\boxed{-2}\\).", "-2,1", True), ("\\boxed{1}\\boxed{2}", "1,2", True),
+        ("$\\boxed{(2, 2)} \\quad \\text{and} \\quad \\boxed{(6, 2)}$", "(2,2),(6,2)", True),
+        ("\\boxed{5}\n\n\\boxed{5}", "5", True), ("\\boxed{5} or \\boxed{6}", "6", None),
+        ("125\\textnormal{ miles}", "125 miles", True), ("32,\\! 349", "32349", True), ("185\\", "185", True)],
     "hostile": [
         ("\\boxed{\\dfrac{5^{\\left(5^{\\left(5^{\\left(5^5\\right)}\\right)} - 4\\right)} - 5}{16}}", "3", None),
         ("2^{" * 600, "1", None), ("9**9**9**9", "10", None), ("((" * 200 + "1", "1", None), ("\\sqrt" * 80 + "2", "2", False),

@@ -79,7 +79,7 @@ class Comparison:
         kinds = kind_of(a), kind_of(b)
         if kinds == ("=", "="):
             return self.same_equation(a, b)
-        if "=" in kinds or "≈" in kinds:
+        if "=" in kinds or ("≈" in kinds and kinds[0] != kinds[1]):
             return self.same(self.value_of(a), self.value_of(b))
         if isinstance(a, Quantity) or isinstance(b, Quantity):
             return self.same_quantity(a, b)
@@ -190,7 +190,7 @@ class Comparison:
 
     def names_and_values(self, group: Group) -> tuple[list[Tree], tuple]:
         """(what a list's items are called, what they are): a = 4, b = 5 -> [a, b], (4, 5)"""
-        names = [item.items[0] for item in group.items if kind_of(item) == "="]
+        names = [item.items[0] for item in group.items if kind_of(item) in {"=", "≈"}]
         values = tuple(map(self.value_of, group.items))
         if None in values or 1 < len(names) < len(values):
             return [], group.items

@@ -3,13 +3,13 @@ r"""The grammar of answers: `read` turns a text into a tree, or says that it can
 Every character is read, or nothing is: a text with anything left over has no tree, and not its first number.
 
     answer    item, item or item
-    item      side = side, side < side                     equation, inequality, x \in S
+    item      side = side, side < side, side ≈ side        equation, inequality, x \in S
     side      quantity : quantity, set \cup set            ratio, union
     quantity  $ sum unit, number - number unit             money, 5 cm, 10%; a score or a span
     sum       product + product - product
     product   factor * factor / factor, factor factor
     factor    primary ^ factor, primary !
-    primary   number, 2 1/3, name, \frac{}{}, \sqrt{}, \sin x, |x|, (…), [… , …), {…}, matrix
+    primary   number, 2 1/3, name, f(x), \frac{}{}, \sqrt{}, \sin x, |x|, (…), [… , …), {…}, matrix
 
 A tree is made of
     Fraction              every number that can be computed exactly: 1/2 and 0.5 are one
@@ -147,13 +147,13 @@ WORDS = {*("an and are as at be by do for go he if in is it me my no not of on o
            "up us we yes nan").split()}
 # Units: the one name of each, then its other names; a plural s is understood.
 UNITS = {}
-for _line in """mm millimeter millimetre|cm centimeter centimetre|m meter metre|km kilometer kilometre
+for _line in """mm millimeter millimetre|cm centimeter centimetre|m meter metre 米|km kilometer kilometre
 in inch inches|ft foot feet|yd yard|mi mile|nm nanometer|mg milligram|g gram|kg kilogram|lb pound £|oz ounce
 ton tonne|ml mL milliliter millilitre|l L liter litre|gal gallon|cup|pint|quart|ms millisecond|s sec second
-min minute|h hr hour|day|week|month|year|mph|kph|unit|point|dollar $ \\$ USD|cent|€ euro EUR|¥ yuan yen RMB
-° deg degree|°C celsius|°F fahrenheit|rad radian|% percent pct|N newton|J joule|kJ|W watt|kW|MW|mW|kWh
-V volt|mV|kV|Hz hertz|kHz|MHz|GHz|Pa pascal|kPa|K kelvin|mol mole|bit|byte|KB|MB|GB|people person
-child children|man men|woman women""".replace("\n", "|").split("|"):
+min minute|h hr hour|day 天|week|month|year|mph|kph|unit 个|point|dollar $ \\$ USD|cent|€ euro EUR
+¥ yuan yen RMB 元|° deg degree|°C celsius|°F fahrenheit|rad radian|% percent pct percentage
+N newton|J joule|kJ|W watt|kW|MW|mW|kWh|V volt|mV|kV|Hz hertz|kHz|MHz|GHz|Pa pascal|kPa|K kelvin|mol mole
+bit|byte|KB|MB|GB|people person 人|child children|man men|woman women""".replace("\n", "|").split("|"):
     for _name in _line.split():
         UNITS[_name] = _line.split()[0]
         if len(_name) > 1 and _name.isalpha():
@@ -342,9 +342,9 @@ class Reader:
             return True
         if not word.isalpha() or unit_name(word) is None:
             return False
-        if len(word) == 1:                                                # the m of 5m may be a variable
+        if len(word) == 1 and word.isascii():                             # the m of 5m may be a variable
             return self.short_units and token.apart and is_number(self.look(ahead - 1).text)
-        return len(word) > 2 or (self.short_units and (token.apart or word != "mg"))
+        return len(word) > 2 or not word.isascii() or (self.short_units and (token.apart or word != "mg"))
 
     def unit(self) -> str:
         """ "square cm" and "cm^2" -> "cm^2", "miles per hour" -> "h^-1 mi"."""
@@ -517,13 +517,16 @@ class Reader:
         self.deeper()
         outside, self.in_bars = self.in_bars, False
         items, kind = (), "list"
+        defined = opener == r"\{" and self.next.isalpha() and self.look(1).text == "|"
+        if defined:                                                       # \{x | x > 2\} is x > 2
+            self.position += 2
         if opener in {"(", "["} or self.next not in CLOSERS[opener]:
             items, kind = self.sequence()
         brackets = (opener + self.next).replace("\\", "")
         self.expect(*CLOSERS[opener])
         self.in_bars = outside
         self.depth -= 1
-        if len(items) == 1 and opener != r"\{" and brackets in {"()", "[]", "{}"}:
+        if len(items) == 1 and (defined or opener != r"\{") and brackets in {"()", "[]", "{}"}:
             return items[0]
         if kind == "or" or (brackets in {"(]", "[)"} and len(items) != 2):
             raise Unreadable

@@ -89,7 +89,8 @@ SAME = {r"\le": "≤", r"\leq": "≤", r"\leqslant": "≤", "<=": "≤", r"\ge":
         ">=": "≥", r"\ne": "≠", r"\neq": "≠", "!=": "≠", r"\lt": "<", r"\gt": ">", r"\times": "*",
         r"\cdot": "*", r"\div": "/", "**": "^", r"\cup": "∪", r"\in": "∈", r"\infty": "∞", "oo": "∞",
         "inf": "∞", "infty": "∞", "infinity": "∞", "Infinity": "∞", r"\pm": "±", r"\mp": "∓",
-        r"\emptyset": "∅", r"\varnothing": "∅", r"\lvert": "|", r"\rvert": "|", r"\vert": "|", r"\%": "%",
+        r"\emptyset": "∅", r"\varnothing": "∅", r"\lvert": "|", r"\rvert": "|", r"\vert": "|",
+        r"\mid": "|", r"\%": "%",
         r"\lbrace": r"\{", r"\rbrace": r"\}", r"\dfrac": r"\frac", r"\tfrac": r"\frac", r"\cfrac": r"\frac",
         r"\dbinom": r"\binom", r"\tbinom": r"\binom", r"\degree": "°", "√": r"\sqrt", "sqrt": r"\sqrt",
         r"\prime": "'", r"\approx": "≈"}
