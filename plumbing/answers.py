@@ -15,7 +15,7 @@ from typing import Any
 
 from plumbing.formulas.comparison import same_tree
 from plumbing.formulas.grammar import read
-from plumbing.formulas.notation import FULL_WIDTH, TEXT
+from plumbing.formulas.notation import FULL_WIDTH, TEXT, without_dollars, without_fonts
 from plumbing.formulas.numerals import SCALE, in_digits
 from plumbing.records import as_list
 
@@ -33,7 +33,7 @@ EMPHASIS = re.compile(r"(?<![\w)*])(\*{1,3})(?=[^\s*])([^*]+)(?<=\S)\1(?![\w(*])
 # What stands before the answer: "Hence the answer is 5", "Answer $5$", "答案是5", "#### 5".
 BEFORE = re.compile(
     r"^(?:.*(?<!wrong )(?<!incorrect )\banswer\s*"
-    r"(?:is\b|[:=]|(?=[$\\])|(?:seems to|should|would|must) be\b)\s*:?"
+    r"(?:is\b|[:=]|(?=[$\\\n])|(?:seems to|should|would|must) be\b)\s*:?"
     r"|.*\b(?:ans|solution|result):|.*答案[是为:]+|#+ )(?=.*\w)", re.IGNORECASE | re.DOTALL)
 # Money, LaTeX's thin spaces, and the brackets around a formula: "\$5", "1\,000", "\(5\)".
 LAYOUT = re.compile(r"\\?\$|[€£¥]|\\[!,;:]|(?<!\\)\\[()\[\]]")
@@ -133,11 +133,6 @@ def qa_score(prediction: str, answers: str | list[str], variant: str = "arpo") -
     return max((f1 for f1, _ in compared), default=0.0), max((em for _, em in compared), default=0.0)
 
 
-def normalize_answer(text: str | None) -> str:
-    """SQuAD's normal form of `core`."""
-    return normal_form(core(text or ""), "squad")
-
-
 def exact_match(prediction: str | None, answers: str | list[str]) -> float:
     """1.0 if the prediction is one of the answers, in SQuAD's normal form of `core`, else 0.0."""
     return qa_score(core(prediction or ""), [core(answer) for answer in as_list(answers)], "squad")[1]
@@ -152,9 +147,9 @@ def f1(prediction: str | None, answers: str | list[str]) -> float:
 
 # A reference answer that is a choice: "B", "(B)".
 CHOICE = re.compile(r"\(?[A-Z]\)?")
-# The choice that a prediction makes: "B", "(B)", "B. Paris", "Option B", "The choice is: B", "B - Paris".
-CHOSEN = re.compile(r"(.*\b(?i:option|choice|choose|pick|is):? )?"
-                    r"[(\[]?([a-zA-Z])(?:[]).:,]|$| [-–—] | because\b)")
+# The choice that a prediction makes: "B", "(B)", "B. Paris", "Option B", "So, B", "B - Paris", "B is right".
+CHOSEN = re.compile(r"(.*\b(?i:option|choice|choose|pick|is|so|thus|hence|therefore)[:,]? )?[(\[]?([a-zA-Z])"
+                    r"(?:[]).:,]|$| [-–—] | because\b| is (?:the )?(?:correct|right|answer)\b)")
 # A letter that could be a choice: the D of "B, or D", but not the A of "A bird".
 ANY_CHOICE = re.compile(r"(?<!\bnot )(?<![\w'’])(?:[B-HJ-Z]\b|[a-eA-Z](?=[]).:,;/]|$| (?:[-–—]|or|and) ))")
 # A word that turns a sentence round.
@@ -192,6 +187,8 @@ def plain_words(text: str) -> tuple[str, list[str]]:
 
 def same_words(prediction: str, answer: str) -> bool | None:
     """True if two texts have the same words, False for yes and no or true and false."""
+    prediction = without_fonts(without_dollars(prediction))
+    answer = without_fonts(without_dollars(answer))
     if FORMULA.search(prediction + answer):
         return True if prediction == answer else None
     predicted = plain_words(prediction)

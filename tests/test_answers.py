@@ -392,6 +392,7 @@ DECISIONS = {
         ("Options: A, B", "B", None), ("A, but B is better", "A", None), ("B. Note that A is near", "B", True),
         ("don't pick A", "A", None), ("I would never choose A", "A", None), ("The wrong option is: A", "A", None),
         ("The incorrect answer is A", "A", None), ("(C) 2\\pi r", "C", True), ("B. the third one", "C", False),
+        ("Option C is correct", "C", True), ("So, C.", "C", True), ("C is not correct", "C", None),
         ("A。", "A", True), ("答案：Ｂ", "B", True), ("答案是5", "5", True)],
     "functions are no products": [
         ("f(0)", "0", None), ("I(0)", "0", None), ("f(2)", "2f", None), ("f(-x)", "-f(x)", None), ("f(2x)", "2f(x)", None),
@@ -422,6 +423,7 @@ DECISIONS = {
         ("\\(\\boxed{1}\\) and \\(\\boxed{-2}\\).", "-2,1", True), ("\\boxed{1}\\boxed{2}", "1,2", True),
         ("$\\boxed{(2, 2)} \\quad \\text{and} \\quad \\boxed{(6, 2)}$", "(2,2),(6,2)", True),
         ("\\boxed{5}\n\n\\boxed{5}", "5", True), ("\\boxed{5} or \\boxed{6}", "6", None),
+        ("### Final Answer\n\n12", "12", True), ("$\\text{Even}$", "even", True), ("\\underline{12}", "12", True),
         ("125\\textnormal{ miles}", "125 miles", True), ("32,\\! 349", "32349", True), ("185\\", "185", True)],
     "hostile": [
         ("\\boxed{\\dfrac{5^{\\left(5^{\\left(5^{\\left(5^5\\right)}\\right)} - 4\\right)} - 5}{16}}", "3", None),

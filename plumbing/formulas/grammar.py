@@ -142,7 +142,7 @@ LOGARITHM = "base of log"                          # the variable that stands fo
 GREEK = {*("alpha beta gamma delta epsilon varepsilon zeta eta theta vartheta iota kappa lambda mu nu xi pi "
            "rho sigma tau upsilon phi varphi chi psi omega Gamma Delta Theta Lambda Xi Pi Sigma Upsilon Phi "
            "Psi Omega ell hbar").split()}
-# Short words that are no product of letters.
+# Short words that are no product of letters; in capitals they may be one: NO/BO = 2.
 WORDS = {*("an and are as at be by do for go he if in is it me my no not of on one or our out so the to too "
            "up us we yes nan").split()}
 # Units: the one name of each, then its other names; a plural s is understood.
@@ -162,7 +162,8 @@ CURRENCIES = {r"\$", "€", "£", "¥"}
 SQUARE_OR_CUBIC = {"square": 2, "sq": 2, "cubic": 3, "cu": 3}
 # Words in s that are not things that are counted.
 NO_THINGS = FUNCTIONS | {*("times tens dozens hundreds thousands millions billions halves thirds quarters "
-                           "fourths fifths sixths sevenths eighths ninths tenths does always perhaps across "
+                           "fourths fifths sixths sevenths eighths ninths tenths hundredths thousandths "
+                           "does always perhaps across "
                            "afterwards besides towards upwards downwards onwards sometimes").split()}
 
 

@@ -10,13 +10,14 @@ from plumbing.formulas.numerals import in_digits
 
 # Words inside a formula: "\text{ cm}" -> "cm".
 TEXT = re.compile(
-    r"\\(?:text(?:bf|it|rm|sf|tt|normal)?|math(?:rm|bf|sf|tt)|mbox|operatorname)\s*\{([^{}]*)\}")
+    r"\\(?:text(?:bf|it|rm|sf|tt|normal)?|math(?:rm|bf|sf|tt|it)|mbox|operatorname|boldsymbol|bm|underline)"
+    r"\s*\{([^{}]*)\}")
 # The signs of Chinese texts: "（１，２）。" -> "(1,2).".
 FULL_WIDTH = {**{code: chr(code - 0xFEE0) for code in range(0xFF01, 0xFF5F)}, **str.maketrans("。、", ".,")}
 SIGNS = str.maketrans({
-    "–": "-", "—": "-", "‐": "-", "‑": "-", "−": "-", "×": "*", "⋅": "*", "·": "*", "÷": "/", "⁄": "/",
-    "′": "'", "’": "'", "⩽": "≤", "⩾": "≥", "\u00a0": " ", "\u2009": " ", "\u202f": " ",
-    "℃": "°C", "…": "..."})
+    "–": "-", "—": "-", "‐": "-", "‑": "-", "−": "-", "×": "*", "⋅": "*", "·": "*", "∙": "*", "÷": "/",
+    "⁄": "/", "∕": "/", "′": "'", "’": "'", "⩽": "≤", "⩾": "≥", "\u00a0": " ", "\u2009": " ", "\u202f": " ",
+    "℃": "°C", "º": "°", "˚": "°", "µ": "μ", "…": "..."})
 SUPERSCRIPTS = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻ⁿ", "0123456789+-n")
 SPELLINGS = [(re.compile(pattern), same) for pattern, same in (
     (r"\\mathbb\s*(?:R\b|\{\s*R\s*\})", "ℝ"),
@@ -96,7 +97,7 @@ SAME = {r"\le": "≤", r"\leq": "≤", r"\leqslant": "≤", "<=": "≤", r"\ge":
         r"\prime": "'", r"\approx": "≈"}
 # What only moves or sizes signs.
 SPACE = re.compile(r"(?:\s|\\[,;:! ]"
-                   r"|\\(?:left|right|[bB]igg?[lrm]?|displaystyle|limits|quad|qquad)(?![a-zA-Z])\.?)+")
+                   r"|\\(?:left|right|[bB]igg?[lrm]?|displaystyle|limits|quad|qquad|large|bf|rm)(?![a-zA-Z])\.?)+")
 # Digits that repeat for ever: "\overline{3}" of "0.\overline{3}".
 REPEATING = r"(?:\\(?:overline|bar|dot)\s*(?:\{(?P<repeated>\d+)\}|(?P<digit>\d))|\((?P<bracketed>\d+)\))"
 NUMBER = re.compile(
