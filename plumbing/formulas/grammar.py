@@ -325,7 +325,7 @@ class Reader:
         while is_number(self.look(ahead).text):
             numbers.append(number_value(self.look(ahead).text))
             ahead += 1
-            if self.look(ahead).text not in {"-", "to"}:
+            if self.look(ahead).text not in {"-", "to"} or not is_number(self.look(ahead + 1).text):
                 break
             ahead += 1
         after = self.look(ahead).text
