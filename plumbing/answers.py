@@ -15,7 +15,7 @@ from typing import Any
 
 from plumbing.formulas.comparison import same_tree
 from plumbing.formulas.grammar import read
-from plumbing.formulas.notation import TEXT
+from plumbing.formulas.notation import FULL_WIDTH, TEXT, without_dollars, without_fonts
 from plumbing.formulas.numerals import SCALE, in_digits
 from plumbing.records import as_list
 
@@ -23,14 +23,18 @@ from plumbing.records import as_list
 
 BOX = re.compile(r"\\(?:boxed|fbox)\s*\{")
 BRACE = re.compile(r"\\.|[{}]", re.DOTALL)
-# What may stand between boxes that belong together: "\boxed{2} and \boxed{3}".
-BETWEEN_BOXES = re.compile(r"[\s$]*(?:,|and|or|, and|, or)[\s$]*")
+# What may stand between boxes that belong together: "\(\boxed{2}\) and \(\boxed{3}\)".
+BETWEEN_BOXES = re.compile(r"(?:[\s$,;}]|\\[()]|\\q?quad|\\text\s*\{|\b(?:and|or)\b)*")
+# What makes a box an addition to the one before: "\boxed{\sqrt{2}} \approx \boxed{1.41}".
+APPROXIMATELY = (r"\approx", "≈")
 # Emphasis: "**42**", "`42`", "```text\n42\n```".
 EMPHASIS = re.compile(r"(?<![\w)*])(\*{1,3})(?=[^\s*])([^*]+)(?<=\S)\1(?![\w(*])"
                       r"|`{3}\w*\n([^`]*)`{3}|`([^`]*)`")
-# What stands before the answer: "Hence the answer is 5", "#### 5".
-BEFORE = re.compile(r"^.*(?<!wrong )\banswer\s*(?:is\b|:|：|=|(?:seems to|should|would|must) be\b)\s*:?|^#+ ",
-                    re.IGNORECASE | re.DOTALL)
+# What stands before the answer: "Hence the answer is 5", "Answer $5$", "答案是5", "#### 5".
+BEFORE = re.compile(
+    r"^(?:.*(?<!wrong )(?<!incorrect )\banswer\s*"
+    r"(?:is\b|[:=]|(?=[$\\\n])|(?:seems to|should|would|must) be\b)\s*:?"
+    r"|.*\b(?:ans|solution|result):|.*答案[是为:]+|#+ )(?=.*\w)", re.IGNORECASE | re.DOTALL)
 # Money, LaTeX's thin spaces, and the brackets around a formula: "\$5", "1\,000", "\(5\)".
 LAYOUT = re.compile(r"\\?\$|[€£¥]|\\[!,;:]|(?<!\\)\\[()\[\]]")
 
@@ -58,14 +62,21 @@ def unwrapped(text: Any) -> str:
     Of several boxes the last counts, with those that it continues: "\boxed{2} and \boxed{3}" -> "2, 3".
     """
     text = str(text).replace("\x08oxed", r"\boxed").replace("\x0crac", r"\frac")         # escapes Python ate
+    text = text.translate(FULL_WIDTH)
+    conclusion, hope, _ = text.rpartition(". I hope it is correct")       # what Minerva's prompt asks for
+    if hope:
+        text = conclusion[max(0, conclusion.rfind("The final answer is")):]
     while found := boxes(text):
-        exact = [box for box in found if not box[2].lstrip().startswith(r"\approx")] or found
-        contents = []
+        exact = [(start, end, content) for start, end, content in found
+                 if not content.lstrip().startswith(APPROXIMATELY)
+                 and not text[:start].rstrip(" $").endswith(APPROXIMATELY)] or found
+        contents: list[str] = []
         start_of_next = None
         for start, end, content in reversed(exact):
             if start_of_next is not None and not BETWEEN_BOXES.fullmatch(text, end, start_of_next):
                 break
-            contents.insert(0, content)
+            if content not in contents:
+                contents.insert(0, content)
             start_of_next = start
         text = ", ".join(contents)
     text = EMPHASIS.sub(r"\2\3\4", text.replace(r"\boxed", ""))
@@ -73,8 +84,8 @@ def unwrapped(text: Any) -> str:
 
 
 def without_stop(text: str) -> str:
-    """A text without its full stop; "1, 2, ..." has none."""
-    text = text.strip("`* " if text.startswith("*") else "` ")
+    """A text without its full stop and a stray backslash; "1, 2, ..." has no full stop."""
+    text = text.strip("`* " if text.startswith("*") else "` ").rstrip("\\ ")
     return text if text.endswith("..") else text.removesuffix(".").rstrip()
 
 
@@ -122,11 +133,6 @@ def qa_score(prediction: str, answers: str | list[str], variant: str = "arpo") -
     return max((f1 for f1, _ in compared), default=0.0), max((em for _, em in compared), default=0.0)
 
 
-def normalize_answer(text: str | None) -> str:
-    """SQuAD's normal form of `core`."""
-    return normal_form(core(text or ""), "squad")
-
-
 def exact_match(prediction: str | None, answers: str | list[str]) -> float:
     """1.0 if the prediction is one of the answers, in SQuAD's normal form of `core`, else 0.0."""
     return qa_score(core(prediction or ""), [core(answer) for answer in as_list(answers)], "squad")[1]
@@ -141,16 +147,21 @@ def f1(prediction: str | None, answers: str | list[str]) -> float:
 
 # A reference answer that is a choice: "B", "(B)".
 CHOICE = re.compile(r"\(?[A-Z]\)?")
-# The choice that a prediction makes: "B", "(B)", "B. Paris", "Option B", "The choice is: B", "B - Paris".
-CHOSEN = re.compile(
-    r"(?:.*\b(?i:option|choice|choose|pick|is):? )?[(\[]?([a-zA-Z])"
-    r"(?![^A-Z]{0,20}[,&/dr]\s*\(?[A-Z]\b)"        # but not "A, B", "A and B", "A or B"
-    r"(?:[]).:,]|$| [-–—] | because\b)")
+# The choice that a prediction makes: "B", "(B)", "B. Paris", "Option B", "So, B", "B - Paris", "B is right".
+CHOSEN = re.compile(r"(.*\b(?i:option|choice|choose|pick|is|so|thus|hence|therefore)[:,]? )?[(\[]?([a-zA-Z])"
+                    r"(?:[]).:,]|$| [-–—] | because\b| is (?:the )?(?:correct|right|answer)\b)")
+# A letter that could be a choice: the D of "B, or D", but not the A of "A bird".
+ANY_CHOICE = re.compile(r"(?<!\bnot )(?<![\w'’])(?:[B-HJ-Z]\b|[a-eA-Z](?=[]).:,;/]|$| (?:[-–—]|or|and) ))")
+# A word that turns a sentence round.
+DENIAL = re.compile(r"\b(?:not?|never|cannot|none|neither|nor|nothing|wrong|incorrect|false|impossible"
+                    r"|unlikely|except)\b|n['’]t\b", re.IGNORECASE)
 # Signs that always mean something; texts with one of them are the same if they are equal.
 FORMULA = re.compile(r"[\\^=+*/<>|{}\[\]_]")
 # What words can lose: quotation marks, and full stops and commas behind them.
 QUOTE = re.compile(r"(?<!\d)['’‘\"“”`](?!\d)|[《》「」『』«»]")
 STOP = re.compile(r"(?<=[^\W\d])(?:\.(?!\d)|[,:;?](?= |$))|(?<=\d)[.,:;](?= [^\W\d]|$)")
+# The A of "Vitamin A".
+NO_ARTICLE = re.compile(r" a$", re.IGNORECASE)
 # The hyphen of "Saint-Denis".
 HYPHEN = re.compile(r"(?<=[^\W\d_])-(?=[^\W\d_])")
 # A short word after a number may be a unit, whose capitals mean something: 5 mW, 5 MW.
@@ -158,21 +169,26 @@ UNIT = re.compile(r"(?<=\d)(?: \w{1,3}|[^\W\d]{1,3})\b")
 
 
 def same_choice(prediction: str, answer: str) -> bool | None:
-    """Does a prediction choose this letter? None if it chooses no letter or several."""
+    """Does a prediction choose this letter? None if it chooses no letter or may choose several."""
     chosen = CHOSEN.match(prediction)
-    if chosen is None:
+    if chosen is None or DENIAL.search(chosen[1] or ""):
         return None
-    return chosen[1].upper() == answer.strip("()")
+    letter = chosen[2].upper()
+    if {*"".join(ANY_CHOICE.findall(prediction)).upper()} - {letter}:
+        return None
+    return letter == answer.strip("()")
 
 
 def plain_words(text: str) -> tuple[str, list[str]]:
     """(words and numbers in small letters without what says nothing, what may be units)"""
     text = HYPHEN.sub(" ", STOP.sub("", QUOTE.sub("", in_digits(text))))
-    return normal_form(text, "arpo"), UNIT.findall(text)
+    return normal_form(NO_ARTICLE.sub(" _a", text), "arpo"), UNIT.findall(text)
 
 
 def same_words(prediction: str, answer: str) -> bool | None:
     """True if two texts have the same words, False for yes and no or true and false."""
+    prediction = without_fonts(without_dollars(prediction))
+    answer = without_fonts(without_dollars(answer))
     if FORMULA.search(prediction + answer):
         return True if prediction == answer else None
     predicted = plain_words(prediction)
@@ -189,11 +205,11 @@ def same_words(prediction: str, answer: str) -> bool | None:
 # A sentence before a quantity: "x is equal to " of "x is equal to 5".
 SENTENCE = re.compile(
     r"(?:(?:so|thus|hence|then|therefore),? )?"
-    r"(?:[a-z][a-z ]*? (?:is|are|equals)(?: equal to| a total of)?:? )?"
-    r"(?=\W?[\d.\\]|[a-z] = )", re.IGNORECASE | re.ASCII)
+    r"(?:[a-z][a-z $]*? (?:is|are|equals)(?: equal to| a total of)?:? )?"
+    r"(?=\W{0,3}[\d.\\]|[a-z] = )", re.IGNORECASE | re.ASCII)
 # A word that makes a sentence say something else than its number.
-HEDGE = re.compile(r"\b(?:not?|never|more|less|fewer|least|most|about|around|approximately|times|twice|half"
-                   r"|double|wrong|than|if|from|none|neither|nor|nothing)\b", re.IGNORECASE)
+HEDGE = re.compile(DENIAL.pattern + r"|\b(?:more|less|fewer|least|most|about|around|approximately|times|twice"
+                   r"|half|double|than|if|from)\b", re.IGNORECASE)
 
 
 def without_sentence(text: str) -> str:

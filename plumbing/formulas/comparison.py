@@ -40,7 +40,7 @@ def is_label(tree: Tree) -> bool:
 def first_name(label: Tree) -> str:
     """f of f(x)"""
     if isinstance(label, str):
-        return label
+        return label.partition("(")[0]
     return first_name(label.items[0] if isinstance(label, Group) else label[1])
 
 
@@ -52,12 +52,13 @@ def is_time(ratio: Group) -> bool:
 def has_no_order(kind: str, items: tuple) -> bool:
     """Is the order of a list without meaning?
 
-    It is for sets, alternatives, points, and for numbers that look like roots: -2, 1. But 12, 7 may be a
+    It is for sets, alternatives, points, and for constants that look like roots: -2, 1. But 12, 7 may be a
     score or the answers to two questions, and is not 7, 12.
     """
-    if kind in {"or", "{}"} or any(kind_of(item) == "()" for item in items):
+    if kind in {"or", "{}", "∪"} or any(kind_of(item) == "()" for item in items):
         return True
-    return any(is_constant(item) and not (isinstance(item, Fraction) and item >= 0) for item in items)
+    numbers = [item for item in items if isinstance(item, Fraction) and item >= 0]
+    return all(map(is_constant, items)) and len(numbers) < len(items)
 
 
 # ---- the comparison ----
@@ -78,7 +79,7 @@ class Comparison:
         kinds = kind_of(a), kind_of(b)
         if kinds == ("=", "="):
             return self.same_equation(a, b)
-        if "=" in kinds:
+        if "=" in kinds or ("≈" in kinds and kinds[0] != kinds[1]):
             return self.same(self.value_of(a), self.value_of(b))
         if isinstance(a, Quantity) or isinstance(b, Quantity):
             return self.same_quantity(a, b)
@@ -86,7 +87,7 @@ class Comparison:
             return self.same_value(a, b)
         if "" in kinds:
             return self.same_ratio_and_number(a, b) if kinds[0] else self.same_ratio_and_number(b, a)
-        if set(kinds) <= LISTS:
+        if set(kinds) <= LISTS or set(kinds) <= {"or", "∪"}:               # x < -2 or x > 2
             return self.same_list(a, b)
         if set(kinds) == {":", "time"}:                                   # 12:30 PM is 12:30
             return a.items[:2] == b.items[:2] or None
@@ -94,7 +95,7 @@ class Comparison:
             return None
         if kinds[0] == ":":
             return self.same_ratio(a, b)
-        return self.same_items(a.items, b.items, any_order=kinds[0] == "∪")
+        return self.same_items(a.items, b.items, any_order=False)
 
     def same_value(self, a: Tree, b: Tree) -> bool | None:
         """Two expressions."""
@@ -141,11 +142,16 @@ class Comparison:
 
     def value_of(self, tree: Tree) -> Tree | None:
         """5 of x = 5, 293 of m + n = 256 + 37 = 293; other trees as they are; None for other equations."""
+        if kind_of(tree) == "≈":                                          # \sqrt{2} ≈ 1.41, x ≈ 5
+            exact, rounded = tree.items
+            if is_label(exact):
+                return rounded
+            return None if self.same(exact, rounded) is False else exact
         if kind_of(tree) != "=":
             return tree
         label, *values = tree.items
         names = names_in(values[-1])
-        if not is_label(label) or first_name(label) in names:
+        if not is_label(label) or first_name(label) in {name.partition("(")[0] for name in names}:
             return None
         if names and isinstance(label, tuple) and label[0] == "+":        # x + y = z
             return None
@@ -184,7 +190,7 @@ class Comparison:
 
     def names_and_values(self, group: Group) -> tuple[list[Tree], tuple]:
         """(what a list's items are called, what they are): a = 4, b = 5 -> [a, b], (4, 5)"""
-        names = [item.items[0] for item in group.items if kind_of(item) == "="]
+        names = [item.items[0] for item in group.items if kind_of(item) in {"=", "≈"}]
         values = tuple(map(self.value_of, group.items))
         if None in values or 1 < len(names) < len(values):
             return [], group.items

@@ -3,13 +3,13 @@ r"""The grammar of answers: `read` turns a text into a tree, or says that it can
 Every character is read, or nothing is: a text with anything left over has no tree, and not its first number.
 
     answer    item, item or item
-    item      side = side, side < side                     equation, inequality, x \in S
+    item      side = side, side < side, side ≈ side        equation, inequality, x \in S
     side      quantity : quantity, set \cup set            ratio, union
     quantity  $ sum unit, number - number unit             money, 5 cm, 10%; a score or a span
     sum       product + product - product
     product   factor * factor / factor, factor factor
     factor    primary ^ factor, primary !
-    primary   number, 2 1/3, name, \frac{}{}, \sqrt{}, \sin x, |x|, (…), [… , …), {…}, matrix
+    primary   number, 2 1/3, name, f(x), \frac{}{}, \sqrt{}, \sin x, |x|, (…), [… , …), {…}, matrix
 
 A tree is made of
     Fraction              every number that can be computed exactly: 1/2 and 0.5 are one
@@ -59,8 +59,8 @@ class Group:
     """Trees that belong together. Its kind is
 
     the brackets "()", "[]", "[)", "(]", "{}"; "list" without brackets, "or" where the order says nothing;
-    "matrix" of "row"; a sign between its items: "=", "<", "≤", "≠", ":", "-" (a score or a span), "∪";
-    "base", "date" or "time".
+    "matrix" of "row"; a sign between its items: "=", "≈", "<", "≤", "≠", ":", "-" (a score or a
+    span), "∪"; "base", "date" or "time".
     """
     kind: str
     items: tuple
@@ -136,23 +136,24 @@ def not_too_long(value: Fraction) -> Fraction:
 
 CONSTANTS = {"pi", "e", "i", "oo"}
 MINUS_INFINITY = ("*", MINUS_ONE, "oo")
+UNKNOWN_FUNCTIONS = {*"fghFGH"}                     # f(x) is no product
 FUNCTIONS = {*"sin cos tan cot sec csc arcsin arccos arctan sinh cosh tanh ln lg exp abs".split()}
 LOGARITHM = "base of log"                          # the variable that stands for a base nobody named
 GREEK = {*("alpha beta gamma delta epsilon varepsilon zeta eta theta vartheta iota kappa lambda mu nu xi pi "
            "rho sigma tau upsilon phi varphi chi psi omega Gamma Delta Theta Lambda Xi Pi Sigma Upsilon Phi "
-           "Psi Omega ell hbar angle triangle").split()}
-# Short words that are no product of letters.
+           "Psi Omega ell hbar").split()}
+# Short words that are no product of letters; in capitals they may be one: NO/BO = 2.
 WORDS = {*("an and are as at be by do for go he if in is it me my no not of on one or our out so the to too "
            "up us we yes nan").split()}
 # Units: the one name of each, then its other names; a plural s is understood.
 UNITS = {}
-for _line in """mm millimeter millimetre|cm centimeter centimetre|m meter metre|km kilometer kilometre
+for _line in """mm millimeter millimetre|cm centimeter centimetre|m meter metre 米|km kilometer kilometre
 in inch inches|ft foot feet|yd yard|mi mile|nm nanometer|mg milligram|g gram|kg kilogram|lb pound £|oz ounce
 ton tonne|ml mL milliliter millilitre|l L liter litre|gal gallon|cup|pint|quart|ms millisecond|s sec second
-min minute|h hr hour|day|week|month|year|mph|kph|unit|point|dollar $ \\$ USD|cent|€ euro EUR|¥ yuan yen RMB
-° deg degree|°C celsius|°F fahrenheit|rad radian|% percent pct|N newton|J joule|kJ|W watt|kW|MW|mW|kWh
-V volt|mV|kV|Hz hertz|kHz|MHz|GHz|Pa pascal|kPa|K kelvin|mol mole|bit|byte|KB|MB|GB|people person
-child children|man men|woman women""".replace("\n", "|").split("|"):
+min minute|h hr hour|day 天|week|month|year|mph|kph|unit 个|point|dollar $ \\$ USD|cent|€ euro EUR
+¥ yuan yen RMB 元|° deg degree|°C celsius|°F fahrenheit|rad radian|% percent pct percentage
+N newton|J joule|kJ|W watt|kW|MW|mW|kWh|V volt|mV|kV|Hz hertz|kHz|MHz|GHz|Pa pascal|kPa|K kelvin|mol mole
+bit|byte|KB|MB|GB|people person 人|child children|man men|woman women""".replace("\n", "|").split("|"):
     for _name in _line.split():
         UNITS[_name] = _line.split()[0]
         if len(_name) > 1 and _name.isalpha():
@@ -161,7 +162,8 @@ CURRENCIES = {r"\$", "€", "£", "¥"}
 SQUARE_OR_CUBIC = {"square": 2, "sq": 2, "cubic": 3, "cu": 3}
 # Words in s that are not things that are counted.
 NO_THINGS = FUNCTIONS | {*("times tens dozens hundreds thousands millions billions halves thirds quarters "
-                           "fourths fifths sixths sevenths eighths ninths tenths does always perhaps across "
+                           "fourths fifths sixths sevenths eighths ninths tenths hundredths thousandths "
+                           "does always perhaps across "
                            "afterwards besides towards upwards downwards onwards sometimes").split()}
 
 
@@ -193,7 +195,7 @@ def is_constant(tree: Tree) -> bool:
 # ---- the grammar ----
 
 SEPARATORS = {",", ";", "and", "or"}
-RELATIONS = {"=", "<", ">", "≤", "≥", "≠", "∈"}
+RELATIONS = {"=", "<", ">", "≤", "≥", "≠", "∈", "≈"}
 ADDING = {"+", "-", "±", "∓"}
 OPERATORS = {"+", "-", "±", "∓", "*", "/", "^", "="}
 CLOSERS = {"(": {")", "]"}, "[": {")", "]"}, "{": {"}"}, r"\{": {r"\}"}}
@@ -323,7 +325,7 @@ class Reader:
         while is_number(self.look(ahead).text):
             numbers.append(number_value(self.look(ahead).text))
             ahead += 1
-            if self.look(ahead).text not in {"-", "to"}:
+            if self.look(ahead).text not in {"-", "to"} or not is_number(self.look(ahead + 1).text):
                 break
             ahead += 1
         after = self.look(ahead).text
@@ -341,9 +343,9 @@ class Reader:
             return True
         if not word.isalpha() or unit_name(word) is None:
             return False
-        if len(word) == 1:                                                # the m of 5m may be a variable
+        if len(word) == 1 and word.isascii():                             # the m of 5m may be a variable
             return self.short_units and token.apart and is_number(self.look(ahead - 1).text)
-        return len(word) > 2 or (self.short_units and (token.apart or word != "mg"))
+        return len(word) > 2 or not word.isascii() or (self.short_units and (token.apart or word != "mg"))
 
     def unit(self) -> str:
         """ "square cm" and "cm^2" -> "cm^2", "miles per hour" -> "h^-1 mi"."""
@@ -516,13 +518,16 @@ class Reader:
         self.deeper()
         outside, self.in_bars = self.in_bars, False
         items, kind = (), "list"
+        defined = opener == r"\{" and self.next.isalpha() and self.look(1).text == "|"
+        if defined:                                                       # \{x | x > 2\} is x > 2
+            self.position += 2
         if opener in {"(", "["} or self.next not in CLOSERS[opener]:
             items, kind = self.sequence()
         brackets = (opener + self.next).replace("\\", "")
         self.expect(*CLOSERS[opener])
         self.in_bars = outside
         self.depth -= 1
-        if len(items) == 1 and opener != r"\{" and brackets in {"()", "[]", "{}"}:
+        if len(items) == 1 and (defined or opener != r"\{") and brackets in {"()", "[]", "{}"}:
             return items[0]
         if kind == "or" or (brackets in {"(]", "[)"} and len(items) != 2):
             raise Unreadable
@@ -587,7 +592,9 @@ class Reader:
         if self.accept("^"):
             exponent = self.exponent()
             if exponent == -1:
-                raise Unreadable                                          # the inverse, or 1 below it?
+                name, exponent = "arc" + name, Fraction(1)                # \sin^{-1} x
+                if name not in FUNCTIONS:
+                    raise Unreadable
         outside, self.in_function = self.in_function, True
         self.deeper()
         if self.next in {"(", "{", "[", "|"}:
@@ -606,6 +613,8 @@ class Reader:
 
     def name(self, token: str) -> Tree:
         """A letter with its index, or several letters that are multiplied."""
+        if token in {r"\angle", r"\triangle"}:
+            return f"{token} {self.take()}"
         described = unicodedata.name(token, "") if len(token) == 1 and not token.isascii() else ""
         if described.startswith("GREEK "):
             letter = described.split()[-1].lower()
@@ -626,17 +635,25 @@ class Reader:
         before, earlier, after = self.look(-2).text, self.look(-3).text, self.next
         bracketed = before in {"{", "("} and (earlier in OPERATORS | {"}"} or earlier[:1] == "\\")
         glued = is_number(before) and not self.look(-1).apart
-        in_formula = bracketed or glued or before in OPERATORS or before[:1] == "\\"
-        return (len(letters) < 4 and letters.lower() not in WORDS
+        in_formula = bracketed or glued or before in OPERATORS or before == "|" or before[:1] == "\\"
+        return (len(letters) < 4 and letters not in WORDS
                 and (in_formula or after == "(" or after in OPERATORS - {"-"}))
 
     def indexed(self, name: str) -> str:
-        """A name with its index and primes: x_1, f'."""
+        """A name with its index and primes, or a function with its argument: x_1, f'(x), y(0)."""
+        letter = name
         if self.accept("_"):
             name += "_" + self.raw()
         while self.accept("'"):
             name += "'"
-        return name
+        if self.next != "(" or (letter not in UNKNOWN_FUNCTIONS and self.look(2).text != ")"):
+            return name
+        depth = 0
+        while True:
+            depth += {"(": 1, ")": -1}.get(self.next, 0)
+            name += self.take()
+            if depth == 0:
+                return name
 
     def raw(self) -> str:
         """A token, or all that a pair of braces holds, as text."""
@@ -672,7 +689,10 @@ class Reader:
 
 def related(sides: list[Tree], relations: list[str]) -> Group:
     """Sides and the signs between them. An inequality that bounds one variable is "x = an interval"."""
-    if not set().union(*map(names_in, sides)) - CONSTANTS:                # 3 + 4 = 7 is true, but no answer
+    if relations[-1] == "≈":
+        exact = related(sides[:-1], relations[:-1]) if len(sides) > 2 else sides[0]
+        return Group("≈", (exact, sides[-1]))
+    if not set().union(*map(names_in, sides)) - CONSTANTS - {LOGARITHM}:  # 3 + 4 = 7 is true, but no answer
         raise Unreadable
     if set(relations) == {"="} or relations == ["∈"]:
         return Group("=", tuple(sides))

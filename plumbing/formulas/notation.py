@@ -9,11 +9,15 @@ from plumbing.formulas.numerals import in_digits
 # ---- one spelling ----
 
 # Words inside a formula: "\text{ cm}" -> "cm".
-TEXT = re.compile(r"\\(?:text|textbf|textit|textrm|mathrm|mathbf|mbox|operatorname)\s*\{([^{}]*)\}")
+TEXT = re.compile(
+    r"\\(?:text(?:bf|it|rm|sf|tt|normal)?|math(?:rm|bf|sf|tt|it)|mbox|operatorname|boldsymbol|bm|underline)"
+    r"\s*\{([^{}]*)\}")
+# The signs of Chinese texts: "（１，２）。" -> "(1,2).".
+FULL_WIDTH = {**{code: chr(code - 0xFEE0) for code in range(0xFF01, 0xFF5F)}, **str.maketrans("。、", ".,")}
 SIGNS = str.maketrans({
-    "–": "-", "—": "-", "‐": "-", "‑": "-", "−": "-", "×": "*", "⋅": "*", "·": "*", "÷": "/", "⁄": "/",
-    "′": "'", "’": "'", "⩽": "≤", "⩾": "≥", "，": ",", "、": ",", "；": ";", "：": ":", "（": "(", "）": ")",
-    "％": "%", "＝": "=", "\u00a0": " ", "\u2009": " ", "\u202f": " ", "℃": "°C", "…": "..."})
+    "–": "-", "—": "-", "‐": "-", "‑": "-", "−": "-", "×": "*", "⋅": "*", "·": "*", "∙": "*", "÷": "/",
+    "⁄": "/", "∕": "/", "′": "'", "’": "'", "⩽": "≤", "⩾": "≥", "\u00a0": " ", "\u2009": " ", "\u202f": " ",
+    "℃": "°C", "º": "°", "˚": "°", "µ": "μ", "…": "..."})
 SUPERSCRIPTS = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻ⁿ", "0123456789+-n")
 SPELLINGS = [(re.compile(pattern), same) for pattern, same in (
     (r"\\mathbb\s*(?:R\b|\{\s*R\s*\})", "ℝ"),
@@ -21,7 +25,7 @@ SPELLINGS = [(re.compile(pattern), same) for pattern, same in (
     (TEXT.pattern, r" \1 "),
     (r"(?<!\\)\\[()\[\]]", " "),                                          # the brackets of a formula: \(5\)
     (r"\^\s*\{?\s*\\circ\s*\}?", "°"),
-    (r"(?<=\d),?\\[,!](?=\d{3})", "{,}"),                                 # 16,\!386 and 1\,234
+    (r"(?<=\d),?\\[,!]\s*(?=\d{3})", "{,}"),                              # 16,\!386 and 1\,234
     (r"(?<=\d) ?x ?(?=10\^)", "*"),                                       # 6.02 x 10^23
     (r"(?<=\d\*)[Ij]\b|(?<=\d)j\b", "i"),                                 # 2*I, 2j
     (r"\bper cent\b", "percent"),
@@ -86,13 +90,14 @@ SAME = {r"\le": "≤", r"\leq": "≤", r"\leqslant": "≤", "<=": "≤", r"\ge":
         ">=": "≥", r"\ne": "≠", r"\neq": "≠", "!=": "≠", r"\lt": "<", r"\gt": ">", r"\times": "*",
         r"\cdot": "*", r"\div": "/", "**": "^", r"\cup": "∪", r"\in": "∈", r"\infty": "∞", "oo": "∞",
         "inf": "∞", "infty": "∞", "infinity": "∞", "Infinity": "∞", r"\pm": "±", r"\mp": "∓",
-        r"\emptyset": "∅", r"\varnothing": "∅", r"\lvert": "|", r"\rvert": "|", r"\vert": "|", r"\%": "%",
+        r"\emptyset": "∅", r"\varnothing": "∅", r"\lvert": "|", r"\rvert": "|", r"\vert": "|",
+        r"\mid": "|", r"\%": "%",
         r"\lbrace": r"\{", r"\rbrace": r"\}", r"\dfrac": r"\frac", r"\tfrac": r"\frac", r"\cfrac": r"\frac",
         r"\dbinom": r"\binom", r"\tbinom": r"\binom", r"\degree": "°", "√": r"\sqrt", "sqrt": r"\sqrt",
-        r"\prime": "'"}
+        r"\prime": "'", r"\approx": "≈"}
 # What only moves or sizes signs.
 SPACE = re.compile(r"(?:\s|\\[,;:! ]"
-                   r"|\\(?:left|right|[bB]igg?[lrm]?|displaystyle|limits|quad|qquad)(?![a-zA-Z])\.?)+")
+                   r"|\\(?:left|right|[bB]igg?[lrm]?|displaystyle|limits|quad|qquad|large|bf|rm)(?![a-zA-Z])\.?)+")
 # Digits that repeat for ever: "\overline{3}" of "0.\overline{3}".
 REPEATING = r"(?:\\(?:overline|bar|dot)\s*(?:\{(?P<repeated>\d+)\}|(?P<digit>\d))|\((?P<bracketed>\d+)\))"
 NUMBER = re.compile(

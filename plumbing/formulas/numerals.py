@@ -19,9 +19,9 @@ WORD = "|".join([*SMALL, *TENS, *POWERS])
 PART = "|".join(PARTS)
 # A number in words: "minus twenty-one", "one hundred and five", "two and a half", "one third", "a third".
 NUMBER_WORDS = re.compile(
-    rf"\b(?P<minus>(?:minus|negative) )?"
-    rf"(?:(?P<words>(?:{WORD})(?:(?:-| |(?<=hundred) and |(?<=thousand) and )(?:{WORD}))*)"
-    rf"(?: and an? (?P<more>{PART})|[- ](?P<parts>{PART})s?)?|an? (?P<part>{PART}))\b",
+    rf"\b(?<!\d )(?P<minus>(?:minus|negative) )?(?:(?:a (?={'|'.join(POWERS)}))?"
+    rf"(?P<words>(?:{WORD})(?:(?:-| |(?<=hundred) and |(?<=thousand) and )(?:{WORD}))*)"
+    rf"(?: and (?:an?|one) (?P<more>{PART})|[- ](?P<parts>{PART})s?)?|an? (?P<part>{PART}))\b",
     re.IGNORECASE | re.ASCII)
 MINUS = re.compile(r"\b(?:minus|negative) (?=[\d.])", re.IGNORECASE | re.ASCII)
 # The power of ten after digits: " million" of "1.5 million", "万" of "20万".
@@ -41,12 +41,14 @@ def whole_number(words: list[str]) -> int | None:
     total = 0
     current = 0                                                           # what is below the next thousand
     limit = 1000                                                          # the next word has to be smaller
+    if words[0] in POWERS:                                                # a hundred
+        words = ["one", *words]
     for word in words:
         value = SMALL.get(word, TENS.get(word))
         if value is not None and value < limit and (value or words == ["zero"]):
             current += value
             limit = 10 if word in TENS else 1
-        elif word == "hundred" and 0 < current < 20:
+        elif word == "hundred" and 0 < current < 100:
             current *= 100
             limit = 100
         elif POWERS.get(word, 0) > 2 and current and total % 10**(POWERS[word] + 3) == 0:
