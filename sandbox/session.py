@@ -435,7 +435,7 @@ def serve(sock: socket.socket, loaded: int, seal: Callable[[], None] | None) -> 
         ctypes.CDLL(None).prctl(1, signal.SIGKILL, 0, 0, 0)      # PR_SET_PDEATHSIG: die with the zygote
     os.close(0)
     os.open(os.devnull, os.O_RDONLY)                       # number 0; shared with no other process
-    os.dup2(0, 1)                                          # what is written below Python fails: not lost unseen
+    os.dup2(0, 1)                                          # what is written below Python fails
     os.dup2(0, 2)
     repeat_random_numbers()
     sys.argv = [""]
