@@ -183,7 +183,8 @@ rb+ seek(-1,2) read truncate(0); ab write(b'q'); w encoding='utf-16' write('é')
 
 
 @pytest.mark.parametrize("use", FILE_USES.replace("\n", " ").split("; "))
-def test_files_behave_as_real_ones(use, tmp_path):
+def test_files_behave_as_real_ones(use, tmp_path, monkeypatch):
+    monkeypatch.setattr(session, "FOLDER", str(tmp_path / "memory"))    # which is not there: nothing real is opened
     mode, *calls = use.split()
     options = {"encoding": "utf-8"} if "b" not in mode else {}
     if calls and calls[0].startswith("encoding="):
@@ -202,7 +203,8 @@ def test_files_behave_as_real_ones(use, tmp_path):
         return seen, read(path)
 
     real = results(open, str(tmp_path / "f"), lambda path: pathlib.Path(path).read_bytes())
-    assert results(session.open_file, "/f", lambda path: bytes(session.FILES.pop(path))) == real
+    kept = results(session.open_file, str(tmp_path / "memory/f"), lambda path: bytes(session.FILES.pop(path)))
+    assert kept == real
 
 
 @pytest.mark.parametrize("name", OBSERVATIONS)
