@@ -4,11 +4,12 @@ Trainer -> zygote (zygote.py) -> one session (session.py) per Interpreter. READM
 
 A session *is* its log of (code, searches). A fork, and the recovery after a killed step, replay the log
 in a new process with the same hash seed, random numbers and replies, so no search is made twice. Only code
-that reads the clock or memory addresses can differ in a replay.
+that reads the clock, memory addresses or random numbers below Python's can differ in a replay.
 """
 import errno
 import json
 import os
+import re
 import resource
 import signal
 import socket
@@ -21,7 +22,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Any, NamedTuple
 
-from .session import LINUX, MAX_ANSWER, MAX_OUTPUT, THREADS_HINT
+from .session import INPUT_HINT, LINUX, MAX_ANSWER, MAX_OUTPUT, THREADS_HINT
 
 MAX_CODE = 60_000        # characters of a step
 MAX_SEARCHES = 20        # in one step
@@ -40,6 +41,9 @@ CLEAN_ENV = {"PATH": "/usr/bin:/bin", "LANG": "C.UTF-8", "HOME": "/", "PYTHONHAS
 
 # What --sandbox may be, and the layers that may then be missing.
 MODES = {"auto": ["Landlock"], "strict": [], "without-seccomp": ["seccomp"], "off": ["all"]}
+
+# What a killed step may not have known, by words of its code.
+HINTS = {"thread|executor|acquire": THREADS_HINT, r"input\(|stdin": INPUT_HINT}
 
 Searches = list[tuple[str, str]]                           # of a step: query and reply
 
@@ -93,11 +97,11 @@ class Session:
         It may send anything at any pace. Its waiting for a core does not count, within bounds: a step must
         not fail because the machine is busy.
         """
-        self.signal(signal.SIGCONT)
-        self.sock.settimeout(seconds)
-        self.sock.sendall(json.dumps(message).encode() + b"\n")
         start = time.monotonic()
         waited_before = self.waited()
+        self.signal(signal.SIGCONT)
+        self.sock.settimeout(seconds)                      # it may leave the message unread
+        self.sock.sendall(json.dumps(message).encode() + b"\n")
         left = seconds
         line = b""
         while not line.endswith(b"\n"):
@@ -155,6 +159,7 @@ class Zygote:
         """Have none. Also called after a fork of the trainer: parent and child do not share a zygote."""
         self.lock = threading.Lock()
         self.process: subprocess.Popen | None = None
+        self.control: socket.socket | None = None
 
     def start(self) -> None:
         """Start it and hear which layers are missing; raises SandboxError if one must not."""
@@ -183,9 +188,10 @@ class Zygote:
 
     def stop(self) -> None:
         if self.process:
-            self.control.close()                           # the zygote ends, and with it its sessions
+            self.process.kill()                            # its sessions die with it
             self.process.wait()
         self.process = None
+        self.control = None
 
     def session(self, memory: int) -> Session:
         """A new session that may use so many bytes; raises Killed."""
@@ -262,8 +268,8 @@ class Interpreter:
             observation, searches = self.step(len(self.log) + 1, code)
         except Killed as reason:
             self.close()
-            hint = f" {THREADS_HINT}" if "thread" in code.lower() else ""
-            return Observation(f"Error: {reason} {reason.state}{hint}", None, True)
+            hints = [hint for words, hint in HINTS.items() if re.search(words, code.lower())]
+            return Observation(" ".join([f"Error: {reason} {reason.state}", *hints]), None, True)
         except BaseException:                              # of the search; Ctrl-C. The next step replays
             self.close()
             raise
@@ -327,4 +333,4 @@ class Interpreter:
             raise Killed(f"TimeoutError: the step took longer than {self.seconds} seconds.") from None
         except (OSError, ValueError, AttributeError, RecursionError):
             pass                                           # the connection broke, or what came was forged
-        raise Killed("The interpreter died (a crash, or the memory or processor limit).")
+        raise Killed("The interpreter died (a crash, deep recursion, or the memory or processor limit).")

@@ -8,6 +8,7 @@ import ast
 import builtins
 import concurrent.futures.thread
 import ctypes
+import errno
 import functools
 import io
 import json
@@ -16,12 +17,14 @@ import logging
 import os
 import queue
 import random
+import re
 import resource
 import signal
 import socket
 import sys
 import threading
 import time
+import tokenize
 import traceback
 import types
 from collections.abc import Callable, Container
@@ -38,11 +41,13 @@ LINUX = sys.platform == "linux"
 HINT = ("This interpreter has no network, no processes and no timers. Of files, open() can write, append to "
         "and read those in the current folder, os.remove() can remove them; nothing else works.")
 THREADS_HINT = "Threads run one after the other here, each to its end at its start()."
+INPUT_HINT = "Nobody answers input() here."
 DO_WITHOUT_THREADS = ("tqdm", "matplotlib", "rich")        # libraries whose daemon threads need not run
 
 AnyPath = str | bytes | int | os.PathLike
 FILES: dict[str, bytearray] = {}                           # absolute path: content
 REAL_OPEN = io.open
+REAL_REMOVE = os.remove
 
 
 # ---- what a step printed ----
@@ -79,19 +84,43 @@ class Output(io.TextIOBase):
 
 # ---- files in memory ----
 
-class Writer(io.RawIOBase):
-    """A file that is open for writing: appends to its content."""
+class File(io.RawIOBase):
+    """An open file: its content, and the place in it where the next byte is read or written."""
 
-    def __init__(self, content: bytearray, name: AnyPath) -> None:
+    def __init__(self, content: bytearray, name: AnyPath, mode: str) -> None:
         self.content = content
         self.name = name
+        self.mode = mode
+        self.place = 0
 
-    def writable(self) -> bool:
-        return True
+    def readable(self) -> bool:
+        return True                                        # what the mode forbids, the buffer refuses
+
+    writable = seekable = readable
+
+    def seek(self, offset: int, whence: int = 0) -> int:
+        starts = [0, self.place, len(self.content)]
+        self.place = starts[whence] + offset
+        return self.place
+
+    def readinto(self, buffer: memoryview) -> int:
+        data = self.content[self.place:self.place + len(buffer)]
+        buffer[:len(data)] = data
+        self.place += len(data)
+        return len(data)
 
     def write(self, data: memoryview) -> int:
-        self.content += data
+        if "a" in self.mode:
+            self.place = len(self.content)
+        self.content.extend(bytes(max(0, self.place - len(self.content))))       # what was skipped is zero
+        self.content[self.place:self.place + len(data)] = data
+        self.place += len(data)
         return len(data)
+
+    def truncate(self, size: int | None = None) -> int:
+        size = self.place if size is None else size
+        self.content[size:] = bytes(max(0, size - len(self.content)))
+        return size
 
 
 def in_folder(path: AnyPath | None) -> str | None:
@@ -108,21 +137,37 @@ def open_file(file: AnyPath, mode: str = "r", buffering: int = -1, encoding: str
     name = in_folder(file)
     known = name in FILES
     free = name is not None and not os.path.lexists(name)
-    kind = str(mode).replace("t", "").replace("b", "")
+    kind = re.sub("[tb+]", "", str(mode))
     possible = {"r": known, "w": known or free, "a": known or free, "x": free}
-    if others or options or not buffering or not possible.get(kind):
+    if known and kind == "x":
+        raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), file)
+    if others or options or not buffering or ("b" in mode and encoding) or not possible.get(kind):
         return REAL_OPEN(file, mode, buffering, encoding, errors, newline, *others, **options)
-    if kind == "r":
-        raw = io.BytesIO(FILES[name])
-        raw.name = file
-        buffered = io.BufferedReader(raw)
+    content = FILES.setdefault(name, bytearray())
+    if kind == "w":
+        content.clear()
+    raw = File(content, file, mode)
+    if kind == "a":
+        raw.seek(0, io.SEEK_END)
+    if "+" in mode:
+        buffered = io.BufferedRandom(raw)
     else:
-        if kind == "w" or not known:
-            FILES[name] = bytearray()
-        buffered = io.BufferedWriter(Writer(FILES[name], file))
+        buffered = io.BufferedReader(raw) if kind == "r" else io.BufferedWriter(raw)
     if "b" in mode:
         return buffered
-    return io.TextIOWrapper(buffered, encoding or "utf-8", errors, newline, buffering == 1)
+    text = io.TextIOWrapper(buffered, encoding or "utf-8", errors, newline, buffering == 1)
+    text.mode = mode
+    return text
+
+
+def remove_file(path: AnyPath, **options: Any) -> None:
+    """os.remove(), which removes the files in memory, too."""
+    os.lstat(path, **options)                              # a file that is missing is no forbidden one
+    name = in_folder(path)
+    if name in FILES:
+        del FILES[name]
+    else:
+        REAL_REMOVE(path, **options)
 
 
 def stat_file(name: str) -> os.stat_result:
@@ -210,14 +255,14 @@ def adapt_libraries() -> None:
     divert("stat", FILES, stat_file)
     divert("lstat", FILES, stat_file)
     divert("access", FILES, bool)
-    divert("remove", FILES, FILES.__delitem__)
-    divert("unlink", FILES, FILES.__delitem__)
     divert("listdir", {FOLDER}, refuse)
     divert("scandir", {FOLDER}, refuse)
     for owner, name, function in [
-            (builtins, "open", open_file), (io, "open", open_file), (socket, "getaddrinfo", no_network),
-            (os, "system", refuse), (signal, "alarm", refuse), (threading.Thread, "start", start_now),
-            (threading.Thread, "join", join_now), (threading.Condition, "wait", wait_now)]:
+            (builtins, "open", open_file), (io, "open", open_file), (tokenize, "_builtin_open", open_file),
+            (os, "remove", remove_file), (os, "unlink", remove_file), (os, "system", refuse),
+            (socket, "getaddrinfo", no_network), (signal, "alarm", refuse),
+            (threading.Thread, "start", start_now), (threading.Thread, "join", join_now),
+            (threading.Condition, "wait", wait_now)]:
         replace(owner, name, function)
     queue.SimpleQueue = queue._PySimpleQueue               # which waits with a Condition
     concurrent.futures.thread.ThreadPoolExecutor = Pool
@@ -230,14 +275,14 @@ def adapt_libraries() -> None:
 
 def execute(code: str, name: str, scope: dict[str, Any]) -> None:
     """Run a step. Its last expression is shown, as in a notebook, and every bare web_search(...)."""
-    linecache.cache[name] = (len(code), None, code.splitlines(True), name)       # tracebacks quote the line
+    linecache.cache[name] = (len(code), None, io.StringIO(code).readlines(), name)   # tracebacks quote it
     tree = compile(code, name, "exec", ast.PyCF_ONLY_AST)
     for node in tree.body:
         if not isinstance(node, ast.Expr):
             continue
         searches = isinstance(node.value, ast.Call) and getattr(node.value.func, "id", None) == "web_search"
         if searches or node is tree.body[-1]:              # `expression` becomes `<show>(expression)`
-            show = ast.Call(ast.Name("<show>", ast.Load()), [node.value], [])
+            show = ast.Call(ast.Name("<show>", ast.Load()), [], [ast.keyword("value", node.value)])
             node.value = ast.copy_location(show, node.value)
     exec(compile(ast.fix_missing_locations(tree), name, "exec"), scope)
 
@@ -248,7 +293,7 @@ def describe(error: BaseException) -> str:
     report.stack[:] = [frame for frame in report.stack if frame.filename.startswith("<step ")][-6:]
     text = "".join(report.format(chain=False))
     if isinstance(error, EOFError):
-        text += "(Nobody answers input() here.)\n"
+        text += f"({INPUT_HINT})\n"
     refused = "start new thread" in text or "unable to open" in text       # by _thread, by sqlite3
     for _ in range(20):                                    # libraries wrap errors of the system in their own
         if isinstance(error, OSError) and not isinstance(error, TimeoutError):
@@ -273,9 +318,9 @@ class Session:
         self.out = Output()
         self.main = types.ModuleType("__main__")
         # A copy of the builtins, so that model code that patches them does not patch them for this file.
-        sys.modules["builtins"] = types.ModuleType("builtins")
-        self.builtins = vars(sys.modules["builtins"])
-        self.builtins.update(vars(builtins))
+        self.builtins = types.ModuleType("builtins")
+        sys.modules["builtins"] = self.builtins
+        vars(self.builtins).update(vars(builtins))
         self.memory = 0                                    # bytes
         self.key = ""                                      # the trainer's, of the step that it sent last
         self.answers: list[str] = []                       # final answers of the step
@@ -313,11 +358,11 @@ class Session:
 
     def restore_names(self) -> None:
         """Put back what an earlier step may have deleted or replaced."""
-        sys.stdin = io.StringIO()                          # exit() closes it
-        sys.stdout = self.out
-        sys.stderr = self.out
+        sys.stdin = sys.__stdin__ = io.TextIOWrapper(io.BytesIO())           # exit() closes it
+        sys.stdout = sys.__stdout__ = self.out
+        sys.stderr = sys.__stderr__ = self.out
         sys.modules["__main__"] = self.main
-        self.builtins["<show>"] = self.show
+        vars(self.builtins)["<show>"] = self.show
         self.main.__name__ = "__main__"
         self.main.__builtins__ = self.builtins
         self.main.web_search = self.web_search
@@ -388,7 +433,10 @@ def serve(sock: socket.socket, loaded: int, seal: Callable[[], None] | None) -> 
     """
     if LINUX:
         ctypes.CDLL(None).prctl(1, signal.SIGKILL, 0, 0, 0)      # PR_SET_PDEATHSIG: die with the zygote
-    os.dup2(1, 2)                                          # /dev/null instead of the trainer's stderr
+    os.close(0)
+    os.open(os.devnull, os.O_RDONLY)                       # number 0; shared with no other process
+    os.dup2(0, 1)                                          # what is written below Python fails
+    os.dup2(0, 2)
     repeat_random_numbers()
     sys.argv = [""]
     session = Session(sock)

@@ -56,7 +56,7 @@ getdents64 217 61, getcwd 79 17, chdir 80 49, umask 95 166, poll 7 -, ppoll 271 
 pselect6 270 72, epoll_create1 291 20, epoll_ctl 233 21, epoll_wait 232 -, epoll_pwait 281 22,
 eventfd2 290 19, recvfrom 45 207, getsockname 51 204, getpeername 52 205,
 getsockopt 55 209, shutdown 48 210, mmap 9 222, munmap 11 215, mremap 25 216, mprotect 10 226, madvise 28 233,
-brk 12 214, futex 202 98, membarrier 324 283, rseq 334 293, set_robust_list 273 99, get_robust_list 274 100,
+brk 12 214, futex 202 98, membarrier 324 283, rseq 334 293,
 sched_yield 24 124, sched_getaffinity 204 123, getcpu 309 168, rt_sigaction 13 134, rt_sigprocmask 14 135,
 rt_sigreturn 15 139, sigaltstack 131 132, nanosleep 35 101, clock_nanosleep 230 115, clock_gettime 228 113,
 clock_getres 229 114, gettimeofday 96 169, time 201 -, times 100 153, getrusage 98 165, sysinfo 99 179,
