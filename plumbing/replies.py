@@ -8,8 +8,9 @@ import ast
 import re
 from typing import NamedTuple
 
-from plumbing.json_replies import parse_json, without_thinking
+from plumbing.json_replies import parse_json
 from plumbing.leaks import leaked, tokens
+from plumbing.thinking import without_thinking
 from plumbing.trajectory import UNREADABLE, Messages, Step, code_of, observed, parse_code, step_of
 
 # ---- what a reply says of a trajectory ----
@@ -66,8 +67,9 @@ def gave_answer(step: Step) -> bool | None:
 
 # ---- verdicts and equivalence ----
 
-# The number of a step: "2", "Step 2", "2.0".
-STEP_NUMBER = re.compile(r"\s*(?:step\s*)?(\d{1,6})(?:\.0)?\s*", re.IGNORECASE)
+# The number of a step: "2", "2.0", "Step #2", "step_2", "Step 2: it adds".
+STEP_NUMBER = re.compile(r"[\s#*]*(?:step[\s_#*:]*)?(\d{1,6})(?:\.0)?(?:\s*[:(].*|[\s.*]*)",
+                         re.IGNORECASE | re.DOTALL)
 
 
 def parse_equivalent(text: str, last: bool = False) -> bool:
@@ -99,7 +101,9 @@ LABEL = re.compile(r"\A\s*(?:\W{0,3}(?:(?:first|corrected)[ _])?(?:thought|plan|
 FIRST_THOUGHT = re.compile(r"<first_thought>((?:(?!<first_thought>).)*?)</first_thought>",
                            re.DOTALL | re.IGNORECASE)
 TAG = re.compile(r"</?(?:thought|code|first_thought)>", re.IGNORECASE)
-THOUGHT = re.compile(r"<thought>((?:(?!</?thought>).)*)</thought>\s*(?=<code\b)", re.DOTALL | re.IGNORECASE)
+# A thought with its code; a label or a fence may stand between them.
+THOUGHT = re.compile(r"<thought>((?:(?!</?thought>).)*)</thought>[^<]{0,80}(?=<code\b)",
+                     re.DOTALL | re.IGNORECASE)
 # What a plan holds that is a program already: a fence, a call with its arguments, a line of code.
 PROGRAM = re.compile(
     r"```|~~~"

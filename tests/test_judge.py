@@ -474,8 +474,8 @@ RIGHT = '{"analysis": "a", "correct": true, "first_wrong_step": null}'
     ('"{\\"correct\\": false, \\"first_wrong_step\\": 1}"', False), ("The set {1, 2} and \\frac{1}{2}. " + RIGHT, True),
     ('{"correct": False, "first_wrong_step": 1, "analysis": None}', False), ('{"correct": true, "first_wrong_step": null,}', True),
     ('{"Correct": "False", " first_wrong_step": "Step 1"}', False), ('{"correct": true, "first_wrong_step": -1}', True),
-    # true or false only
-    ('{"correct": "no", "first_wrong_step": 1}', None), ('{"correct": 0, "first_wrong_step": 1}', None), ("true", None), ("", None),
+    # true or false, yes or no only
+    ('{"correct": "no", "first_wrong_step": 1}', False), ('{"correct": "partly", "first_wrong_step": 1}', None), ('{"correct": 0, "first_wrong_step": 1}', None), ("true", None), ("", None),
 ])
 def test_one_verdict_a_reply(reply, correct):
     if correct is None:
