@@ -107,15 +107,16 @@ THOUGHT = re.compile(r"<thought>((?:(?!</?thought>).)*)</thought>[^<]{0,80}(?=<c
 # What a plan holds that is a program already: a fence, a call with its arguments, a line of code.
 PROGRAM = re.compile(
     r"```|~~~"
-    r"|\bprint\([^)\s]|\b\w*(?:search|answer_print)\(\s*[\"'\d]"
+    r"|\bprint\((?!\w*\))|answer_print\(\s*[\"'\d]|(?:^|[:=])\W{0,4}\w*search\(\s*[\"'\d]"
     r"|^\W{0,3}(?i:code|observation)\W{0,3}:"
     r"|^[ \t]*(?:import \w+$|from [\w.]+ import |def \w+\(|for \w+ in .*:$|\w+ = \w+\()", re.MULTILINE)
-# A number that is worked out, "6 + 3 = 9", "30% of 20 is 6", "\frac{12}{4} = 3", or given as the answer.
+# A number that is worked out, "6 + 3 = 9", "30% of 20 is 6", "5! = 120", "\frac{12}{4} = 3", or given as the
+# answer.
 NUMBER = r"[({]?\\?\$?\d[\d,]*(?:\.\d+)?(?:\\?%)?[)}]?"
 RESULT = re.compile(
     rf"(?<![\w^.,+]){NUMBER}"
-    r"(?:\s*(?:[-+*/×÷·−x^]|\*\*|\\times|\\cdot|\\div|plus|minus|times|divided by|of)\s*"
-    rf"{NUMBER}){{1,8}}\s*(?:[=≈]|is|equals|gives)\s*-?{NUMBER}"
+    r"(?:(?:\s*(?:[-+*/×÷·−x^]|\*\*|\\times|\\cdot|\\div|plus|minus|times|divided by|of)\s*"
+    rf"{NUMBER}){{1,8}}|!|\s+squared|\s+cubed)\s*(?:[=≈]|is|equals|gives)\s*-?{NUMBER}"
     rf"|\\(?:[dt]?frac|sqrt)\{{[\d{{}}.,]+\}}\s*[=≈]\s*-?{NUMBER}"
     rf"|\banswer\s*(?:is|=)[^\w\n]{{0,6}}-?{NUMBER}|\banswer\s*:[^\w\n]{{0,6}}-?{NUMBER}\W{{0,6}}$"
     r"|\\boxed\s*\{[^{}]*\d", re.IGNORECASE | re.MULTILINE)

@@ -1,8 +1,8 @@
 """What a model thinks before it replies, which is no part of its reply."""
 import re
 
-# DeepSeek and Qwen write <think>, Magistral [THINK], gpt-oss channels. Some templates leave the opening mark to
-# the prompt.
+# DeepSeek and Qwen write <think>, Magistral [THINK], gpt-oss channels. Where the prompt ends with the opening
+# mark, a reply has only the closing one.
 THINKING = re.compile(r"[<\[◁](?:think(?:ing)?|reasoning)[>\]▷]|<\|channel\|>analysis<\|message\|>",
                       re.IGNORECASE)
 THOUGHT_OUT = re.compile(r"[<\[◁]/(?:think(?:ing)?|reasoning)[>\]▷]|<\|channel\|>final<\|message\|>",
