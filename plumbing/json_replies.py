@@ -28,14 +28,15 @@ LATEX = re.compile(
 
 UNREADABLE_OBJECT = ("it holds a JSON object that cannot be read: it is cut off, a quotation mark inside a "
                      "text is not escaped, or a field has two values")
-NOT_ALONE = "its JSON object stands inside other braces or inside a sentence, so it may be a quotation"
+NOT_ALONE = ("its JSON object stands inside other braces or inside a sentence, so it may be a quotation: "
+             "write it alone")
 
 # What stands before a quotation: a word in the same line, "The student printed:", Markdown's ">".
 BEFORE_QUOTATION = re.compile(
     r"[\w,;][ \t\"'`*(]*\Z"
     r"|\b(?:observ\w+|print\w*|outputs|outputted|gave|gives|show\w*|writ\w+|wrote|sa(?:id|ys)|return\w*|answered"
     r"|replied|quot\w+|(?:student|agent|code|program|step \d+|it)\W?s (?:\w+ )?"
-    r"(?:answer|code|evaluation|json|object|output|reply|text|verdict)\b)[^.\n]*:\W*\Z"
+    r"(?:answer|code|evaluation|json|object|output|reply|text|verdict)\b)[^.\n{}]*:[^\w.{}]*\Z"
     r"|^\W*(?:the )?(?:student|agent)\W*\Z|^[ \t]*>[ \t]*\Z", re.IGNORECASE | re.MULTILINE)
 # What introduces the verdict itself: "So my verdict is", "Here is my evaluation of the agent's answer:".
 OWN = re.compile(
@@ -97,11 +98,15 @@ def read_json(text: str, start: int) -> tuple[Any, int]:
             return json.loads(" ".join(parts), strict=False, object_pairs_hook=unique), end
 
 
-def is_quoted(text: str, start: int, end: int) -> bool:
-    """Does the object from start to end stand in a sentence, or after "The student printed:"?"""
+def after_words(text: str, start: int) -> bool:
+    """Does an object that begins there go on with a sentence, or follow "The student printed:"?"""
     before = FENCE_BEFORE.sub("", text[max(0, start - 300):start])
-    after_words = BEFORE_QUOTATION.search(before) and not OWN.search(before)
-    return bool(after_words or AFTER_QUOTATION.match(text, end))
+    return bool(BEFORE_QUOTATION.search(before)) and not OWN.search(before)
+
+
+def is_quoted(text: str, start: int, end: int) -> bool:
+    """Is the object from start to end part of a sentence?"""
+    return after_words(text, start) or bool(AFTER_QUOTATION.match(text, end))
 
 
 def objects_of(text: str, field: str) -> list[tuple[dict, int, int]]:
@@ -133,24 +138,27 @@ def objects_of(text: str, field: str) -> list[tuple[dict, int, int]]:
                 value, end = read_json(text, start)
             except (ValueError, RecursionError):
                 in_one_line = IN_ONE_LINE.match(text, start)
-                if in_one_line and field not in in_one_line[0].lower():
+                if in_one_line and not any(name in in_one_line[0].lower() for name in ASKED_FOR):
                     end = in_one_line.end()                # {"a": n} of a program
                     continue
-                fault = UNREADABLE_OBJECT
                 closing = THOUGHT_OUT.search(text, end)
-                if closing is None:
-                    break
+                if closing is None or not after_words(text, start):
+                    raise ValueError(UNREADABLE_OBJECT) from None
                 end = closing.start()                      # it was a draft, not a verdict
                 continue
             if isinstance(value, list) and len(value) == 1:
                 value = value[0]
                 if not isinstance(value, dict) or not {"analysis", field} <= set(value) <= ASKED_FOR:
                     continue                               # [{"step": 0, "correct": true}]
-            if isinstance(value, dict) and field in value:
+            if not isinstance(value, dict):
+                continue
+            if field in value:
                 value[field] = TRUTH.get(str(value[field]).strip().lower())
                 found.append((value, start, end))
                 if depth:
                     fault = NOT_ALONE
+            elif ASKED_FOR & set(value) and not after_words(text, start):
+                raise ValueError(UNREADABLE_OBJECT)        # a quotation mark in its analysis has ended it
         elif mark[0][0] in "\"'":                          # a field outside of objects that can be read
             fault = UNREADABLE_OBJECT
     if fault:

@@ -189,7 +189,7 @@ def parse_correction(text: str, question: str, answers: str | list[str], before:
         raise ValueError('labels such as "Thought:" do not belong in it')
     for talk in TALK.finditer(content):
         if not tokens(talk[0]) <= tokens(question):                       # unless the question itself says so
-            raise ValueError(f'"{talk[0]}" is not said by one who is at this step for the first time')
+            raise ValueError(f'who is at this step for the first time would not say "{talk[0]}"')
     answer = leaked(content, question, answers, before)
     if answer is not None:
         raise ValueError(f'it states "{answer}", which no observation shows: take the step that finds it')

@@ -16,7 +16,7 @@ def end_of_thinking(text: str, start: int) -> int:
     """Where the next </think> ends; ValueError if there is none."""
     closing = THOUGHT_OUT.search(text, start)
     if closing is None:
-        raise ValueError("it ends before its thinking does")
+        raise ValueError("it ends inside its thinking")
     return closing.end()
 
 
