@@ -13,7 +13,9 @@ MARK = re.compile(rf"{THINKING.pattern}|{THOUGHT_OUT.pattern}|\\.|[{{}}]|\[(?=\s
 SPACE = re.compile(r"""(?:\s|(?://|\#)[^\n"'{}]*\n)*""")
 # The beginning of an object. Other braces are mathematics or prose, or (in one line) a program's.
 OBJECT = re.compile(rf"""\{{{SPACE.pattern}["']""")
-IN_ONE_LINE = re.compile(r"\{[^{}\n]*(?:\{[^{}\n]*\}[^{}\n]*)*\}")
+# Braces that end in their line, quotation marks in pairs: {"a": n, "b": {"c": n}}.
+WORDS = r"""(?:[^{}\n"']|"[^"\n]*"|'[^'\n]*')*"""
+IN_ONE_LINE = re.compile(rf"\{{{WORDS}(?:\{{{WORDS}\}}{WORDS})*\}}")
 TOKEN = re.compile(r"""[{}\[\],:]|"[^"\\]*(?:\\.[^"\\]*)*"|'[^'\\]*(?:\\.[^'\\]*)*'"""
                    r"|-?\d[\d.eE+-]*|true|false|null|True|False|None", re.DOTALL)
 PYTHON_NAMES = {"True": "true", "False": "false", "None": "null"}
@@ -26,8 +28,8 @@ LATEX = re.compile(
     r"|subset|subseteq|succ|u|warrow)"
     r"|t(?:an|anh|au|ext[a-z]*|frac|herefore|heta|ilde|imes|o|op|riangle[a-z]*)")
 
-UNREADABLE_OBJECT = ("it holds a JSON object that cannot be read: it is cut off, a quotation mark inside a "
-                     "text is not escaped, or a field has two values")
+UNREADABLE_OBJECT = ("it holds a JSON object, or part of one, that cannot be read: it is cut off, a "
+                     "quotation mark inside a text is not escaped, or a field has two values")
 NOT_ALONE = ("its JSON object stands inside other braces or inside a sentence, so it may be a quotation: "
              "write it alone")
 
@@ -99,7 +101,7 @@ def read_json(text: str, start: int) -> tuple[Any, int]:
 
 
 def after_words(text: str, start: int) -> bool:
-    """Does an object that begins there go on with a sentence, or follow "The student printed:"?"""
+    """Does what begins there go on with a sentence, or follow "The student printed:"?"""
     before = FENCE_BEFORE.sub("", text[max(0, start - 300):start])
     return bool(BEFORE_QUOTATION.search(before)) and not OWN.search(before)
 
@@ -107,6 +109,23 @@ def after_words(text: str, start: int) -> bool:
 def is_quoted(text: str, start: int, end: int) -> bool:
     """Is the object from start to end part of a sentence?"""
     return after_words(text, start) or bool(AFTER_QUOTATION.match(text, end))
+
+
+def value_at(text: str, start: int) -> tuple[Any, int]:
+    """The object or list that begins at `start`, and its end.
+
+    None for the braces of a program and for a draft that cannot be read before </think>, and where to go on.
+    """
+    try:
+        return read_json(text, start)
+    except (ValueError, RecursionError):
+        in_one_line = IN_ONE_LINE.match(text, start)
+        if in_one_line and not any(name in in_one_line[0].lower() for name in ASKED_FOR):
+            return None, in_one_line.end()
+        closing = THOUGHT_OUT.search(text, start)
+        if closing is None or not after_words(text, start):
+            raise ValueError(UNREADABLE_OBJECT) from None
+        return None, closing.start()
 
 
 def objects_of(text: str, field: str) -> list[tuple[dict, int, int]]:
@@ -134,32 +153,18 @@ def objects_of(text: str, field: str) -> list[tuple[dict, int, int]]:
         elif mark[0] == "{" and not OBJECT.match(text, start):
             depth += 1
         elif mark[0] in "{[":
-            try:
-                value, end = read_json(text, start)
-            except (ValueError, RecursionError):
-                in_one_line = IN_ONE_LINE.match(text, start)
-                if in_one_line and not any(name in in_one_line[0].lower() for name in ASKED_FOR):
-                    end = in_one_line.end()                # {"a": n} of a program
-                    continue
-                closing = THOUGHT_OUT.search(text, end)
-                if closing is None or not after_words(text, start):
-                    raise ValueError(UNREADABLE_OBJECT) from None
-                end = closing.start()                      # it was a draft, not a verdict
-                continue
-            if isinstance(value, list) and len(value) == 1:
-                value = value[0]
-                if not isinstance(value, dict) or not {"analysis", field} <= set(value) <= ASKED_FOR:
-                    continue                               # [{"step": 0, "correct": true}]
-            if not isinstance(value, dict):
-                continue
-            if field in value:
+            value, end = value_at(text, start)
+            match value:                                   # not [{"step": 0, "correct": true}]
+                case [dict() as only] if {"analysis", field} <= set(only) <= ASKED_FOR:
+                    value = only
+            if isinstance(value, dict) and field in value:
                 value[field] = TRUTH.get(str(value[field]).strip().lower())
                 found.append((value, start, end))
                 if depth:
                     fault = NOT_ALONE
-            elif ASKED_FOR & set(value) and not after_words(text, start):
+            elif isinstance(value, dict) and ASKED_FOR & set(value) and not after_words(text, start):
                 raise ValueError(UNREADABLE_OBJECT)        # a quotation mark in its analysis has ended it
-        elif mark[0][0] in "\"'":                          # a field outside of objects that can be read
+        elif mark[0][0] in "\"'":                          # the field outside of an object
             fault = UNREADABLE_OBJECT
     if fault:
         raise ValueError(fault)
