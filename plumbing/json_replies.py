@@ -39,7 +39,7 @@ BEFORE_QUOTATION = re.compile(
     r"|\b(?:observ\w+|print\w*|outputs|outputted|gave|gives|show\w*|writ\w+|wrote|sa(?:id|ys)|return\w*|answered"
     r"|replied|quot\w+|(?:student|agent|code|program|step \d+|it)\W?s (?:\w+ )?"
     r"(?:answer|code|evaluation|json|object|output|reply|text|verdict)\b)[^.\n{}]*:[^\w.{}]*\Z"
-    r"|^\W*(?:the )?(?:student|agent)\W*\Z|^[ \t]*>[ \t]*\Z", re.IGNORECASE | re.MULTILINE)
+    r"|^\W*(?:the )?(?:student|agent|prediction)\W*\Z|^[ \t]*>[ \t]*\Z", re.IGNORECASE | re.MULTILINE)
 # What introduces the verdict itself: "So my verdict is", "Here is my evaluation of the agent's answer:".
 OWN = re.compile(
     r"(?:^|[.,!] )\W*(?:(?:so|thus|therefore|and|here|here['’]s|is|my|the|a|final|overall|requested)\W+)*"
@@ -142,7 +142,8 @@ def objects_of(text: str, field: str) -> list[tuple[dict, int, int]]:
         start, end = mark.span()
         if THOUGHT_OUT.fullmatch(mark[0]):                 # what stood before was thinking, but for a verdict
             found = [place for place in found if not is_quoted(text, *place[1:])]
-            fault = None
+            if not found:
+                fault = None
             depth = 0
         elif THINKING.fullmatch(mark[0]):
             end = end_of_thinking(text, end)
