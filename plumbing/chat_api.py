@@ -52,8 +52,7 @@ class BadReply(Exception):
 
 
 def endpoint(url: str) -> str:
-    """localhost:8000, http://localhost:8000 or http://localhost:8000/v1/chat/completions ->
-    http://localhost:8000/v1"""
+    """localhost:8000, http://localhost:8000 or its /v1/chat/completions -> http://localhost:8000/v1"""
     if "://" not in url:
         url = "http://" + url
     url = url.rstrip("/").removesuffix("/chat/completions")

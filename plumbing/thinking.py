@@ -3,10 +3,10 @@ import re
 
 # DeepSeek and Qwen write <think>, Magistral [THINK], gpt-oss channels. Where the prompt ends with the opening
 # mark, a reply has only the closing one.
-THINKING = re.compile(r"[<\[◁](?:think(?:ing)?|reasoning)[>\]▷]|<\|channel\|>analysis<\|message\|>",
-                      re.IGNORECASE)
-THOUGHT_OUT = re.compile(r"[<\[◁]/(?:think(?:ing)?|reasoning)[>\]▷]|<\|channel\|>final<\|message\|>",
-                         re.IGNORECASE)
+THINKING = re.compile(r"<(?:think(?:ing)?|reasoning)>|(?-i:\[THINK\])|◁think▷"
+                      r"|<\|channel\|>analysis<\|message\|>", re.IGNORECASE)
+THOUGHT_OUT = re.compile(r"</(?:think(?:ing)?|reasoning)>|(?-i:\[/THINK\])|◁/think▷"
+                         r"|<\|channel\|>final<\|message\|>", re.IGNORECASE)
 STEP = re.compile(r"\s*<(?:first_thought|thought|code)\b", re.IGNORECASE)
 # The beginning of a program that has not ended.
 OPEN_CODE = re.compile(r"<code\b(?:(?!</code>).)*\Z", re.DOTALL | re.IGNORECASE)

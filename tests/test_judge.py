@@ -567,7 +567,7 @@ def test_the_code_is_what_was_meant(inside, code, form):
 
 
 @pytest.mark.parametrize("reply", [
-    "Here is the step.\n{}", "```xml\n{}\n```", "<think>I could <code>x</code></think>\n{}", "<think>\n\n</think>\n\n{}", "I could <code>x</code> or not.\n</think>{}",
+    "Here is the step.\n{}", "I [think] first.\n{}", "```xml\n{}\n```", "<think>I could <code>x</code></think>\n{}", "<think>\n\n</think>\n\n{}", "I could <code>x</code> or not.\n</think>{}",
     "[THINK]<thought>no</thought><code>0</code>[/THINK]{}", "{}\nObservation: 1\n<thought>b</thought><code>2</code>"])
 @pytest.mark.parametrize("thought, between, code", [
     ("Go on.", "\n", "print(1)"), ("It goes into <code> tags.", "", "print(1)"), ("It goes between <code> and </code>.", "", "print(1)"), ("Go on.", "\n\n**Code:**\n", "print(1)"),
