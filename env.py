@@ -22,7 +22,7 @@ from plumbing.search import Search, SearchFailed
 from plumbing.trajectory import Messages, code_of, step_of
 from sandbox import Interpreter, Observation
 
-PLAN = re.compile(r"<first_thought>.*?</first_thought>", re.DOTALL)
+PLAN = re.compile(r"<first_thought>.*?</first_thought>", re.DOTALL | re.IGNORECASE)
 
 
 # ---- the chat template ----

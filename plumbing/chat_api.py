@@ -13,6 +13,7 @@ import time
 import weakref
 from collections import Counter
 from collections.abc import Callable
+from email.utils import mktime_tz, parsedate_tz
 
 import requests
 
@@ -28,8 +29,14 @@ SESSION.mount("https://", requests.adapters.HTTPAdapter(pool_maxsize=256))
 OPTIONAL = ("response_format", "seed")       # fields of a request that some servers do not take
 NEW_NAME = "max_completion_tokens"           # what some servers want in place of max_tokens
 EMPTY_REPLIES = 2                            # so often a reply without text or reason is asked for once more
-NOT_ALLOWED = (401, 403, 404)                # a wrong key, address or model: no request will ever be answered
+# No request will ever be answered: the key, the account, the address or the model is wrong.
+NOT_ALLOWED = (401, 402, 403, 404, 405)
+HOPELESS = re.compile(r"insufficient_quota|invalid_api_key|api key not valid", re.IGNORECASE)
 MAY_PASS = (408, 409, 425, 429)              # worth another try, as every status from 500 on is
+CUT_OFF = ("length", "max_tokens")           # the finish_reason of a reply that reached its limit of tokens
+BROKEN_OFF = ("content_filter", "safety", "error", "abort")
+WAIT = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h|)")                  # "7", "1m30s", "20ms"
+SECONDS = {"ms": 0.001, "s": 1, "": 1, "m": 60, "h": 3600}
 
 
 class TeacherDown(InputError):
@@ -45,11 +52,11 @@ class BadReply(Exception):
 
 
 def endpoint(url: str) -> str:
-    """localhost:8000 or http://localhost:8000 -> http://localhost:8000/v1"""
+    """localhost:8000, http://localhost:8000 or its /v1/chat/completions -> http://localhost:8000/v1"""
     if "://" not in url:
         url = "http://" + url
-    url = url.rstrip("/")
-    if re.search(r"/v\d+$", url):
+    url = url.rstrip("/").removesuffix("/chat/completions")
+    if re.search(r"/v\d+\w*(/|$)", url):                   # also …/v1beta/openai
         return url
     return url + "/v1"
 
@@ -61,8 +68,10 @@ def served_models(url: str, headers: dict[str, str]) -> list[str] | None:
         reply = SESSION.get(where, timeout=10, headers=headers)
         if not reply.ok:
             return None
-        return [model["id"] for model in reply.json()["data"]]
-    except (requests.RequestException, LookupError, TypeError) as error:         # also a list of another form
+        return [model["id"].removeprefix("models/") for model in reply.json()["data"]]       # models/gemini-…
+    except (requests.JSONDecodeError, LookupError, TypeError, AttributeError):
+        raise TeacherDown(f"{where} holds no list of models: it is no OpenAI-compatible endpoint") from None
+    except requests.RequestException as error:
         raise TeacherDown(f"no teacher answers at {where} ({type(error).__name__})") from None
 
 
@@ -93,25 +102,30 @@ def chat_completion(url: str, body: Record, *, headers: dict[str, str] | None = 
         try:
             reply = SESSION.post(where, json=sent, headers=headers, timeout=(10, timeout))
         except requests.RequestException as error:
-            fault = f"no usable reply ({type(error).__name__})"
+            fault = f"no reply ({type(error).__name__})"
             continue
-        if reply.ok:
-            choice = first_choice(reply)
-            fault = "no usable reply (it is no completion with text)"
-            if choice is None:
-                continue
+        if reply.request.method != "POST":                   # what a redirection may make of it
+            raise TeacherDown(f"{where} redirects to {reply.url}: give that address")
+        choice = first_choice(reply)
+        if choice is not None:
             if choice["message"]["content"] or choice.get("finish_reason") or empty == EMPTY_REPLIES:
                 refused |= left_out
                 return choice | {"retries": attempt}
             empty += 1
+            fault = "a reply without text"
             continue
-        fault = f"HTTP {reply.status_code}: {' '.join(reply.text.split())[:200]}"
-        unknown = unknown_fields(reply, sent, optional)
+        status = status_of(reply)
+        fault = "a reply that is no completion" if reply.ok else f"HTTP {status}"
+        fault += f": {' '.join(reply.text.split())[:200]}"
+        unknown = unknown_fields(reply.text, sent, optional) if status in (400, 422) else []
         if unknown:
             left_out.update(unknown)
-        elif reply.status_code in NOT_ALLOWED:
-            raise TeacherDown(f"{where} refuses {body['model']!r} ({fault})")
-        elif reply.status_code < 500 and reply.status_code not in MAY_PASS:
+        elif status in NOT_ALLOWED and "flagged" not in reply.text or HOPELESS.search(reply.text):
+            raise TeacherDown(f"{where} does not serve {body['model']!r} ({fault}): check the address, the "
+                              "model's name, the key and the account")
+        elif reply.text.startswith("data:"):
+            raise TeacherDown(f"{where} streams replies, which was not asked for: switch that off")
+        elif status < 500 and status not in MAY_PASS:
             raise BadReply(f"the server refused this request ({fault})", reply.text)
         wait = max(wait, retry_after(reply))
     raise TeacherDown(f"{where} gave no completion of {body['model']!r} in {retries + 1} tries: {fault}")
@@ -119,14 +133,29 @@ def chat_completion(url: str, body: Record, *, headers: dict[str, str] | None = 
 
 def first_choice(reply: requests.Response) -> Record | None:
     """The first choice of a completion, its content as text, and its "usage"; None for anything else."""
+    if not reply.ok:
+        return None
     try:
         found = reply.json()
         choices = found["choices"] or [{}]                                      # a filter may leave none
         message = choices[0].get("message") or {}
-        usage = found.get("usage") or {}
+        usage = found.get("usage")
+        if not isinstance(usage, dict):
+            usage = {}
         return choices[0] | {"message": message | {"content": text_of(message)}, "usage": usage}
     except (requests.JSONDecodeError, LookupError, TypeError, AttributeError):  # not the form of a completion
         return None
+
+
+def status_of(reply: requests.Response) -> int:
+    """The status of a reply that is no completion; some gateways answer 200 and put it into an "error"."""
+    if not reply.ok:
+        return reply.status_code
+    try:
+        code = int(reply.json()["error"]["code"])
+    except (ValueError, LookupError, TypeError):           # no JSON, no error or no number
+        return 502
+    return code if 400 <= code < 600 else 502
 
 
 def text_of(message: Record) -> str:
@@ -146,11 +175,11 @@ def text_of(message: Record) -> str:
 def no_text(choice: Record, max_tokens: int | None) -> str | None:
     """Why a choice is no complete text; None if it is one."""
     message = choice["message"]
-    ended = choice.get("finish_reason")
-    if ended == "length":
+    ended = str(choice.get("finish_reason")).lower()
+    if ended in CUT_OFF:
         return f"it was cut off after {max_tokens} tokens: make it shorter (or raise --teacher-max-tokens)"
-    if ended == "content_filter":
-        return "the server's filter cut it off"
+    if ended in BROKEN_OFF:
+        return f"the server broke it off ({ended})"
     if message["content"].strip():
         return None
     if message.get("refusal"):
@@ -162,22 +191,27 @@ def no_text(choice: Record, max_tokens: int | None) -> str | None:
     return "it holds no text"
 
 
-def unknown_fields(reply: requests.Response, sent: Record, optional: tuple[str, ...]) -> list[str]:
+def unknown_fields(error: str, sent: Record, optional: tuple[str, ...]) -> list[str]:
     """The fields of a request that a server does not accept, by its error, which names them."""
-    if reply.status_code not in (400, 422):
-        return []
-    named = [name for name in optional if name in sent and name in reply.text]
-    if "max_tokens" in sent and NEW_NAME in reply.text:
+    named = [name for name in optional if name in sent and name in error]
+    if "max_tokens" in sent and NEW_NAME in error:
         named.append("max_tokens")
     return named
 
 
 def retry_after(reply: requests.Response) -> float:
-    """The seconds that a server asks to wait, at most 300; 0 if it names none."""
-    seconds = reply.headers.get("Retry-After", "")
-    if not re.fullmatch(r"\d+(\.\d+)?", seconds):
-        return 0.0
-    return min(300.0, float(seconds))
+    """The seconds that a server asks to wait, at most 300; 0 if it names none.
+
+    As "7", "1m30s", "20ms" or a date in Retry-After, or in words: "Please try again in 20ms."
+    """
+    words = re.search(r"try again in (\d[\d.hms]*)", reply.text)
+    asked = reply.headers.get("Retry-After", words[1].rstrip(".") if words else "").strip()
+    seconds = 0.0
+    if re.fullmatch(rf"(?:{WAIT.pattern})+", asked):
+        seconds = sum(float(number) * SECONDS[unit] for number, unit in WAIT.findall(asked))
+    elif date := parsedate_tz(asked):
+        seconds = mktime_tz(date) - time.time()
+    return max(0.0, min(300.0, seconds))
 
 
 # ---- replies that were paid before ----
@@ -235,13 +269,15 @@ class ChatModel:
     def check(self) -> None:
         """TeacherDown if the model is not served; without a name, the first that is listed is taken."""
         names = served_models(self.url, self.headers)
+        if not names and not self.model:
+            raise TeacherDown(f"{endpoint(self.url)}/models lists no model: name one with --teacher-model")
         if names is None:                                    # no list: the name is believed
-            names = [self.model]
-        if names and not self.model:
+            return
+        if not self.model:
             self.model = names[0]
-        if not self.model or self.model not in names:
-            raise TeacherDown(f"{endpoint(self.url)}/models does not list the model "
-                              f"{self.model or '(unnamed)'}, but {names[:5]}")
+        if self.model not in names:
+            raise TeacherDown(f"{endpoint(self.url)}/models does not list the model {self.model}, but "
+                              f"{', '.join(names[:5]) or 'none'}")
 
     def chat(self, request: Record, usage: Usage | None = None) -> tuple[str, str | None]:
         """The text of the reply to messages and sampling parameters; why it is not complete, or None.

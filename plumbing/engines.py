@@ -9,7 +9,7 @@ from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, Protocol
 
-from plumbing.chat_api import chat_completion
+from plumbing.chat_api import CUT_OFF, BadReply, chat_completion
 from plumbing.cli import InputError
 from plumbing.ranks import say_once
 from plumbing.records import Record
@@ -565,8 +565,14 @@ class URLEngine:
                 messages = [{**m, "content": m["content"].strip()} for m in episode.messages]    # as in Chat
                 ask = {"messages": messages, "max_tokens": episode.max_tokens,
                        "seed": episode.sampling_seed(seed)}
-                choice = chat_completion(self.url, body | ask, timeout=self.timeout, refused=self.refused)
-                complete = choice.get("finish_reason") != "length"
+                try:
+                    choice = chat_completion(self.url, body | ask, timeout=self.timeout, refused=self.refused)
+                except BadReply as error:
+                    if not episode.calls:                  # not even the first request is taken
+                        raise InputError(f"--student-url {self.url}: {error}") from None
+                    episode.turn("", complete=False)       # the messages are too long for the server by now
+                    break
+                complete = choice.get("finish_reason") not in CUT_OFF
                 goes_on = episode.turn(choice["message"]["content"], complete) is not None
             if progress is not None:
                 progress.update(1)

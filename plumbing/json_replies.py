@@ -3,42 +3,21 @@ import json
 import re
 from typing import Any
 
-# ---- thinking, which is no part of a reply ----
+from plumbing.thinking import THINKING, THOUGHT_OUT, end_of_thinking
 
-THINKING = re.compile(r"<think(?:ing)?>", re.IGNORECASE)
-THOUGHT_OUT = re.compile(r"</think(?:ing)?>", re.IGNORECASE)           # some templates have only this one
-OWN_TAG = re.compile(r"\s*<(?:first_)?thought>", re.IGNORECASE)
-
-
-def end_of_thinking(text: str, start: int) -> int:
-    """Where the next </think> begins; ValueError if there is none."""
-    closing = THOUGHT_OUT.search(text, start)
-    if closing is None:
-        raise ValueError("it ends before its thinking does")
-    return closing.start()
-
-
-def without_thinking(text: str) -> str:
-    """What a plan or a step says after its thinking; </think> inside a step's code ends nothing."""
-    start = 0
-    while not OWN_TAG.match(text, start):
-        mark = THOUGHT_OUT.search(text, start) or THINKING.search(text, start)
-        if mark is None:
-            break
-        start = THOUGHT_OUT.search(text, end_of_thinking(text, start)).end()
-    return text[start:].strip()
-
-
-# ---- JSON objects ----
-
-TRUTH = {"true": True, "false": False}
+TRUTH = {"true": True, "false": False, "yes": True, "no": False}
+ASKED_FOR = {"analysis", "suggestion", "correct", "first_wrong_step", "equivalent"}      # the fields
 # What counts outside of objects: tags of thinking, braces (not LaTeX's \{), a list of lists or objects.
 MARK = re.compile(rf"{THINKING.pattern}|{THOUGHT_OUT.pattern}|\\.|[{{}}]|\[(?=\s*[\[{{])", re.IGNORECASE)
-# The beginning of an object. Other braces are mathematics or prose.
-OBJECT = re.compile(r"\{\s*[\"']")
+# Space between tokens, and comments. They hold no quotation mark, so that none can hide a field.
+SPACE = re.compile(r"""(?:\s|(?://|\#)[^\n"'{}]*\n)*""")
+# The beginning of an object. Other braces are mathematics or prose, or (in one line) a program's.
+OBJECT = re.compile(rf"""\{{{SPACE.pattern}["']""")
+# Braces that end in their line, quotation marks in pairs: {"a": n, "b": {"c": n}}.
+WORDS = r"""(?:[^{}\n"']|"[^"\n]*"|'[^'\n]*')*"""
+IN_ONE_LINE = re.compile(rf"\{{{WORDS}(?:\{{{WORDS}\}}{WORDS})*\}}")
 TOKEN = re.compile(r"""[{}\[\],:]|"[^"\\]*(?:\\.[^"\\]*)*"|'[^'\\]*(?:\\.[^'\\]*)*'"""
                    r"|-?\d[\d.eE+-]*|true|false|null|True|False|None", re.DOTALL)
-SPACE = re.compile(r"\s*")
 PYTHON_NAMES = {"True": "true", "False": "false", "None": "null"}
 # In a text: an escape of JSON, or another backslash with its word, or a quotation mark (within Python's '…').
 BACKSLASH = re.compile(r"""\\(?:(u[0-9a-fA-F]{4}|["\\/])|'|([a-zA-Z]*))|\"""")
@@ -49,15 +28,23 @@ LATEX = re.compile(
     r"|subset|subseteq|succ|u|warrow)"
     r"|t(?:an|anh|au|ext[a-z]*|frac|herefore|heta|ilde|imes|o|op|riangle[a-z]*)")
 
-UNREADABLE_OBJECT = ("it holds a JSON object that cannot be read: it is cut off, a quotation mark inside a "
-                     "text is not escaped, or a field has two values")
-NOT_ALONE = "its JSON object stands inside other braces or inside a sentence, so it may be a quotation"
+UNREADABLE_OBJECT = ("it holds a JSON object, or part of one, that cannot be read: it is cut off, a "
+                     "quotation mark inside a text is not escaped, or a field has two values")
+NOT_ALONE = ("its JSON object stands inside other braces or inside a sentence, so it may be a quotation: "
+             "write it alone")
 
-# The end of what stands before a quotation: a word in the same line, or "The student printed:".
+# What stands before a quotation: a word in the same line, "The student printed:", Markdown's ">".
 BEFORE_QUOTATION = re.compile(
     r"[\w,;][ \t\"'`*(]*\Z"
-    r"|\b(?:observ\w+|print\w*|writ\w+|wrote|sa(?:id|ys)|return\w*|answered|replied|quot\w+"
-    r"|(?:student|agent)\W?s (?:answer|code|json|object|output|reply|text))\b[^.\n]*:\W*\Z", re.IGNORECASE)
+    r"|\b(?:observ\w+|print\w*|outputs|outputted|gave|gives|show\w*|writ\w+|wrote|sa(?:id|ys)|return\w*|answered"
+    r"|replied|quot\w+|(?:student|agent|code|program|step \d+|it)\W?s (?:\w+ )?"
+    r"(?:answer|code|evaluation|json|object|output|reply|text|verdict)\b)[^.\n{}]*:[^\w.{}]*\Z"
+    r"|^\W*(?:the )?(?:student|agent|prediction)\W*\Z|^[ \t]*>[ \t]*\Z", re.IGNORECASE | re.MULTILINE)
+# What introduces the verdict itself: "So my verdict is", "Here is my evaluation of the agent's answer:".
+OWN = re.compile(
+    r"(?:^|[.,!] )\W*(?:(?:so|thus|therefore|and|here|here['’]s|is|my|the|a|final|overall|requested)\W+)*"
+    r"(?:verdict|evaluation|assessment|judge?ment|json)(?: (?:object|is|as follows|in json format))*"
+    r"(?: (?:of|on|for) [^.,\n]*:)?\W*\Z", re.IGNORECASE | re.MULTILINE)
 # The opening of a fence: "```json".
 FENCE_BEFORE = re.compile(r"(?:```|~~~)[ \t]*\w*\s*\Z")
 # The rest of a sentence after a quotation: '", which is wrong'.
@@ -113,20 +100,50 @@ def read_json(text: str, start: int) -> tuple[Any, int]:
             return json.loads(" ".join(parts), strict=False, object_pairs_hook=unique), end
 
 
+def after_words(text: str, start: int) -> bool:
+    """Does what begins there go on with a sentence, or follow "The student printed:"?"""
+    before = FENCE_BEFORE.sub("", text[max(0, start - 300):start])
+    return bool(BEFORE_QUOTATION.search(before)) and not OWN.search(before)
+
+
+def is_quoted(text: str, start: int, end: int) -> bool:
+    """Is the object from start to end part of a sentence?"""
+    return after_words(text, start) or bool(AFTER_QUOTATION.match(text, end))
+
+
+def value_at(text: str, start: int) -> tuple[Any, int]:
+    """The object or list that begins at `start`, and its end.
+
+    None for the braces of a program and for a draft that cannot be read before </think>, and where to go on.
+    """
+    try:
+        return read_json(text, start)
+    except (ValueError, RecursionError):
+        in_one_line = IN_ONE_LINE.match(text, start)
+        if in_one_line and not any(name in in_one_line[0].lower() for name in ASKED_FOR):
+            return None, in_one_line.end()
+        closing = THOUGHT_OUT.search(text, start)
+        if closing is None or not after_words(text, start):
+            raise ValueError(UNREADABLE_OBJECT) from None
+        return None, closing.start()
+
+
 def objects_of(text: str, field: str) -> list[tuple[dict, int, int]]:
     """The objects of a reply that have the field (true, false, None for anything else), and where they stand.
 
     They stand outside thinking and other objects. ValueError if that is in doubt.
     """
+    marks = re.compile(rf"{MARK.pattern}|[\"']{field}[\"']\s*:", re.IGNORECASE)
     found: list[tuple[dict, int, int]] = []
     fault = None
     depth = 0                                              # of braces that begin no object
     end = 0
-    while mark := MARK.search(text, end):
-        end = mark.end()
-        if THOUGHT_OUT.fullmatch(mark[0]):                 # what stood before was thinking
-            found = []
-            fault = None
+    while mark := marks.search(text, end):
+        start, end = mark.span()
+        if THOUGHT_OUT.fullmatch(mark[0]):                 # what stood before was thinking, but for a verdict
+            found = [place for place in found if not is_quoted(text, *place[1:])]
+            if not found:
+                fault = None
             depth = 0
         elif THINKING.fullmatch(mark[0]):
             end = end_of_thinking(text, end)
@@ -134,22 +151,22 @@ def objects_of(text: str, field: str) -> list[tuple[dict, int, int]]:
             depth -= 1
             if depth < 0:
                 fault = NOT_ALONE
-        elif mark[0] == "{" and not OBJECT.match(text, mark.start()):
+        elif mark[0] == "{" and not OBJECT.match(text, start):
             depth += 1
         elif mark[0] in "{[":
-            try:
-                value, end = read_json(text, mark.start())
-            except (ValueError, RecursionError):
-                fault = UNREADABLE_OBJECT
-                if not THOUGHT_OUT.search(text, end):
-                    break
-                end = end_of_thinking(text, end)           # it was a draft, not a verdict
-                continue
+            value, end = value_at(text, start)
+            match value:                                   # not [{"step": 0, "correct": true}]
+                case [dict() as only] if {"analysis", field} <= set(only) <= ASKED_FOR:
+                    value = only
             if isinstance(value, dict) and field in value:
                 value[field] = TRUTH.get(str(value[field]).strip().lower())
-                found.append((value, mark.start(), end))
+                found.append((value, start, end))
                 if depth:
                     fault = NOT_ALONE
+            elif isinstance(value, dict) and ASKED_FOR & set(value) and not after_words(text, start):
+                raise ValueError(UNREADABLE_OBJECT)        # a quotation mark in its analysis has ended it
+        elif mark[0][0] in "\"'":                          # the field outside of an object
+            fault = UNREADABLE_OBJECT
     if fault:
         raise ValueError(fault)
     return found
@@ -162,13 +179,13 @@ def parse_json(text: str, field: str) -> dict:
     """
     if not OBJECT.search(text):
         text = re.sub(r'\\(["\\])', r"\1", text)           # {\"correct\": …}
+        text = re.sub("[“”]", '"', text)
     found = objects_of(text, field)
     if len({(value[field], str(value.get("first_wrong_step"))) for value, _, _ in found}) > 1:
         raise ValueError("it holds several JSON objects that differ: there must be one")
     if not found or found[-1][0][field] is None:
         raise ValueError(f'it holds no complete JSON object whose field "{field}" is true or false')
     value, start, end = found[-1]
-    before = FENCE_BEFORE.sub("", text[max(0, start - 300):start])
-    if BEFORE_QUOTATION.search(before) or AFTER_QUOTATION.match(text, end):
+    if is_quoted(text, start, end):
         raise ValueError(NOT_ALONE)
     return value

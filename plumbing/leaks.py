@@ -32,7 +32,7 @@ def tokens(text: str) -> set[str]:
 def in_one_place(answer: str, text: str) -> bool:
     """Does a text hold an answer, its words in any order, with at most two others among them?
 
-    The numbers of a list, "1. … 3. …", are not the answer 1/3. Chinese has no spaces between words.
+    If it is all numbers, 1/3, none may be among them. Chinese has no spaces between words.
     """
     if not answer.isascii() and answer.lower() in text.lower():
         return True
@@ -47,6 +47,8 @@ def in_one_place(answer: str, text: str) -> bool:
 
 # ---- what a program prints, and what a step states ----
 
+# The numbers of a list are no answer: "10. ", "Step 10: ".
+LIST_NUMBER = re.compile(r"^\W*(?:step\s+)?\d{1,2}[.):](?=[ \t]+\S)", re.IGNORECASE | re.MULTILINE)
 # What follows the word answer: "So the answer is 18."
 AFTER_ANSWER = re.compile(r"\banswer\b.{0,80}", re.IGNORECASE)
 # An answer that is a mere conclusion, which a step may always state: yes, no, a choice.
@@ -104,8 +106,9 @@ def leaked(content: str, question: str, answers: str | list[str], before: Messag
     Stated is what a first thought holds in one place, what follows the word answer, and what code prints
     without computing it.
     """
-    thought = content.partition("<code>")[0]
-    stated = {*AFTER_ANSWER.findall(thought), *printed(code_of(content) or "")}
+    code = code_of(content) or ""
+    thought = LIST_NUMBER.sub("", content.removesuffix(f"{code}</code>"))
+    stated = {*AFTER_ANSWER.findall(thought), *printed(code)}
     observations = [message["content"] for message in before[1:] if message["role"] == "user"]
     seen = " ".join([question, *observations])
     for answer in as_list(answers):

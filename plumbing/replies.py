@@ -8,8 +8,9 @@ import ast
 import re
 from typing import NamedTuple
 
-from plumbing.json_replies import parse_json, without_thinking
+from plumbing.json_replies import parse_json
 from plumbing.leaks import leaked, tokens
+from plumbing.thinking import without_thinking
 from plumbing.trajectory import UNREADABLE, Messages, Step, code_of, observed, parse_code, step_of
 
 # ---- what a reply says of a trajectory ----
@@ -66,8 +67,9 @@ def gave_answer(step: Step) -> bool | None:
 
 # ---- verdicts and equivalence ----
 
-# The number of a step: "2", "Step 2", "2.0".
-STEP_NUMBER = re.compile(r"\s*(?:step\s*)?(\d{1,6})(?:\.0)?\s*", re.IGNORECASE)
+# The number of a step: "2", "2.0", "Step #2", "step_2", "Step 2: it adds".
+STEP_NUMBER = re.compile(r"[\s#*]*(?:step[\s_#*:]*)?(\d{1,6})(?:\.0)?(?:\s*[:(].*|[\s.*]*)",
+                         re.IGNORECASE | re.DOTALL)
 
 
 def parse_equivalent(text: str, last: bool = False) -> bool:
@@ -99,19 +101,22 @@ LABEL = re.compile(r"\A\s*(?:\W{0,3}(?:(?:first|corrected)[ _])?(?:thought|plan|
 FIRST_THOUGHT = re.compile(r"<first_thought>((?:(?!<first_thought>).)*?)</first_thought>",
                            re.DOTALL | re.IGNORECASE)
 TAG = re.compile(r"</?(?:thought|code|first_thought)>", re.IGNORECASE)
-THOUGHT = re.compile(r"<thought>((?:(?!</?thought>).)*)</thought>\s*(?=<code\b)", re.DOTALL | re.IGNORECASE)
+# A thought with its code; a label or a fence may stand between them.
+THOUGHT = re.compile(r"<thought>((?:(?!</?thought>).)*)</thought>[^<]{0,80}(?=<code\b)",
+                     re.DOTALL | re.IGNORECASE)
 # What a plan holds that is a program already: a fence, a call with its arguments, a line of code.
 PROGRAM = re.compile(
     r"```|~~~"
-    r"|\bprint\([^)\s]|\b\w*(?:search|answer_print)\(\s*[\"'\d]"
+    r"|\bprint\((?!\w*\))|answer_print\(\s*[\"'\d]|(?:^|[:=])\W{0,4}\w*search\(\s*[\"'\d]"
     r"|^\W{0,3}(?i:code|observation)\W{0,3}:"
     r"|^[ \t]*(?:import \w+$|from [\w.]+ import |def \w+\(|for \w+ in .*:$|\w+ = \w+\()", re.MULTILINE)
-# A number that is worked out, "6 + 3 = 9", "30% of 20 is 6", "\frac{12}{4} = 3", or given as the answer.
+# A number that is worked out, "6 + 3 = 9", "30% of 20 is 6", "5! = 120", "\frac{12}{4} = 3", or given as the
+# answer.
 NUMBER = r"[({]?\\?\$?\d[\d,]*(?:\.\d+)?(?:\\?%)?[)}]?"
 RESULT = re.compile(
     rf"(?<![\w^.,+]){NUMBER}"
-    r"(?:\s*(?:[-+*/×÷·−x^]|\*\*|\\times|\\cdot|\\div|plus|minus|times|divided by|of)\s*"
-    rf"{NUMBER}){{1,8}}\s*(?:[=≈]|is|equals|gives)\s*-?{NUMBER}"
+    r"(?:(?:\s*(?:[-+*/×÷·−x^]|\*\*|\\times|\\cdot|\\div|plus|minus|times|divided by|of)\s*"
+    rf"{NUMBER}){{1,8}}|!|\s+squared|\s+cubed)\s*(?:[=≈]|is|equals|gives)\s*-?{NUMBER}"
     rf"|\\(?:[dt]?frac|sqrt)\{{[\d{{}}.,]+\}}\s*[=≈]\s*-?{NUMBER}"
     rf"|\banswer\s*(?:is|=)[^\w\n]{{0,6}}-?{NUMBER}|\banswer\s*:[^\w\n]{{0,6}}-?{NUMBER}\W{{0,6}}$"
     r"|\\boxed\s*\{[^{}]*\d", re.IGNORECASE | re.MULTILINE)
@@ -184,7 +189,7 @@ def parse_correction(text: str, question: str, answers: str | list[str], before:
         raise ValueError('labels such as "Thought:" do not belong in it')
     for talk in TALK.finditer(content):
         if not tokens(talk[0]) <= tokens(question):                       # unless the question itself says so
-            raise ValueError(f'"{talk[0]}" is not said by one who is at this step for the first time')
+            raise ValueError(f'who is at this step for the first time would not say "{talk[0]}"')
     answer = leaked(content, question, answers, before)
     if answer is not None:
         raise ValueError(f'it states "{answer}", which no observation shows: take the step that finds it')

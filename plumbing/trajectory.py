@@ -10,6 +10,8 @@ import textwrap
 import threading
 from typing import Any
 
+from plumbing.thinking import without_thinking
+
 Messages = list[dict[str, str]]           # [{"role", "content"}, …]
 Step = dict[str, Any]                     # {"content", "observation"}; "final": True if it gave the answer
 
@@ -67,12 +69,14 @@ OPENING = re.compile(r"<code(?:\s[^<>]*)?>", re.IGNORECASE)
 CLOSING = re.compile(r"</code>", re.IGNORECASE)
 CLOSINGS = 20                              # so many are tried as the end of a program
 # The thought before the code; it may name the tag.
-THOUGHT = re.compile(r"\s*<thought>.*?</thought>", re.DOTALL | re.IGNORECASE)
-FENCES = ("```", "~~~")
+THOUGHT = re.compile(r"(?:(?!<code\b).)*?<thought>.*?</thought>", re.DOTALL | re.IGNORECASE)
+FENCES = ("`", "~~~")
 # What may follow the marks of a Markdown fence: "python\n", " python3.11\n", "{.py}\n", "python print(1)".
 LANGUAGE = re.compile(r"[ \t]*(?:(?:[\w.+#-]*|\{[^{}\n]*\})[ \t]*\n|(?:python|py)[\d.]*\b)", re.IGNORECASE)
-# A line that holds nothing but a fence, between two blocks.
-FENCE_LINE = re.compile(r"(?m)^[ \t]*(?:```+[ \t]*[\w.]*|~~~+)[ \t]*\n")
+# The name of the language in a line of its own, without a fence.
+LABEL = re.compile(r"\s*python[\d.]*[ \t]*\n", re.IGNORECASE)
+# The program inside one of several fences, or of one with words around it.
+BLOCK = re.compile(r"^[ \t]*(?:```|~~~)[^\n]*\n(.*?)\n?[ \t]*(?:```|~~~)[ \t]*$", re.DOTALL | re.MULTILINE)
 
 
 def parse_code(text: str) -> ast.Module:
@@ -95,6 +99,10 @@ def code_of(content: str) -> str | None:
 
     A fence around it and a common indent are removed; a </code> inside one of its strings does not end it.
     """
+    try:
+        content = without_thinking(content)
+    except ValueError:                                         # it is all thinking
+        return None
     thought = THOUGHT.match(content)
     opening = OPENING.search(content, thought.end() if thought else 0) or OPENING.search(content)
     if opening is None:
@@ -115,21 +123,24 @@ def code_of(content: str) -> str | None:
 def program_in(text: str) -> str:
     """A program without the fence around it and without the indent that all its lines share."""
     text = text.replace("\r\n", "\n").rstrip()
-    fenced = text.lstrip().startswith(FENCES)
-    if fenced:
+    blocks = "\n".join(textwrap.dedent(block) for block in BLOCK.findall(text))
+    if text.lstrip().startswith(FENCES):
         text = text.lstrip().lstrip("`~")
         language = LANGUAGE.match(text)
         if language:
             text = text[language.end():]
     if text.endswith(FENCES):
         text = text.rstrip("`~")
+    label = LABEL.match(text)
+    if label:
+        text = text[label.end():]
     plain = text.strip()
     others = []                                                # what it may be if it is no program as it is
+    if blocks:
+        others.append(blocks.strip())
     if "\n" in plain and not re.search(r"\n\S", plain):       # every line but the first is indented
         first, _, rest = plain.partition("\n")
-        others = [textwrap.dedent(text).strip(), first + "\n" + textwrap.dedent(rest)]
-    if fenced and FENCE_LINE.search(plain):
-        others.append(FENCE_LINE.sub("", plain))
+        others += [textwrap.dedent(text).strip(), first + "\n" + textwrap.dedent(rest)]
     if not others or is_python(plain):
         return plain
     return next((other for other in others if is_python(other)), plain)

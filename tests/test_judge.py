@@ -474,8 +474,37 @@ RIGHT = '{"analysis": "a", "correct": true, "first_wrong_step": null}'
     ('"{\\"correct\\": false, \\"first_wrong_step\\": 1}"', False), ("The set {1, 2} and \\frac{1}{2}. " + RIGHT, True),
     ('{"correct": False, "first_wrong_step": 1, "analysis": None}', False), ('{"correct": true, "first_wrong_step": null,}', True),
     ('{"Correct": "False", " first_wrong_step": "Step 1"}', False), ('{"correct": true, "first_wrong_step": -1}', True),
-    # true or false only
-    ('{"correct": "no", "first_wrong_step": 1}', None), ('{"correct": 0, "first_wrong_step": 1}', None), ("true", None), ("", None),
+    # what introduces the verdict, and remarks after it
+    ("The verdict is " + WRONG, False), ("So my final verdict is " + WRONG + ".", False), ("json " + RIGHT, True), ("The final JSON is " + RIGHT, True),
+    ("Based on the observations, my verdict is:\n" + WRONG, False), ("Here is my evaluation of the agent's answer:\n" + WRONG, False),
+    ("Here’s the JSON:\n" + RIGHT, True), ("- Step 1: prints 9\n- Step 2: prints 18\n\n" + RIGHT, True), ("评估结果：\n" + WRONG + "\n步骤1错误。", False),
+    (WRONG + "<|im_end|>", False), ("[" + WRONG + "]", False), ("```json\n[" + RIGHT + "]\n```", True), ("\ufeff" + RIGHT, True),
+    ("The code counts = {'a': n} is fine.\n" + RIGHT, True), (WRONG + "\n```python\nd = {'a': {'b': n}}\n```", False),
+    ('{\n "correct": false, // step 1\n "first_wrong_step": 1 # it adds\n}', False), ('{“analysis”: “It adds.”, “correct”: false, “first_wrong_step”: 1}', False),
+    ('{"correct": false, "first_wrong_step": "Step #1"}', False), ('{"correct": false, "first_wrong_step": "step_1"}', False),
+    ('{"correct": false, "first_wrong_step": "1: it adds"}', False), ('{"correct": false, "first_wrong_step": "1 and 2"}', None),
+    ('{"correct": true, "first_wrong_step": "N/A"}', True),
+    # what introduces a quotation
+    ("The student's verdict is " + RIGHT, None), ("The agent's evaluation: " + RIGHT, None), ("Step 1 outputs: " + RIGHT, None), ("Student: " + RIGHT, None),
+    ("The student printed\n> " + RIGHT, None), ("The student printed: my verdict is " + RIGHT, None), ("Its reply was: " + RIGHT, None), ("Prediction: " + RIGHT, None),
+    ('[{"step": 0, "correct": true}]', None), ("[" + RIGHT + ", " + RIGHT + "]", None), ("[[1]]", None),
+    # what the student printed ends the judge's text: quotation marks are not escaped
+    ('{"analysis": "It printed "}\n' + RIGHT + '\n{ and that is wrong", "correct": false, "first_wrong_step": 1}', None),
+    ('{"analysis": "It printed "}\n' + RIGHT + ' {"a": "", "correct": false, "first_wrong_step": 1}', None),
+    ('{"analysis": "It printed ", "correct": true, "first_wrong_step": null} which is wrong", "correct": false, "first_wrong_step": 1}', None),
+    ('{"analysis": "It printed ", "correct": true, "first_wrong_step": null // ", "correct": false, "first_wrong_step": 1\n}', None),
+    ('{"analysis": "It printed ", "correct": true, "first_wrong_step": null /* ", "correct": false, "suggestion": "*/ "x"}', None),
+    ("{'analysis': 'It printed ', 'correct': True}\n{ is wrong', 'correct': False, 'first_wrong_step': 1}", None),
+    ('{"analysis": "It printed "}\n' + RIGHT + '\n{ </think> so", "correct": false}\nIt printed "}\n' + RIGHT + "\n{ </think>", None),
+    ('{"analysis": "It printed "x" and", "correct": false}\nIt wrote </think>\n' + RIGHT, None), ('I would say "correct": true. ' + RIGHT, None),
+    ('{"analysis": "It printed ", "correct": true, "x": null}</think> so", "correct": false}\nIt printed "x": null}</think> so.', None),
+    (WRONG + "\nThe student printed </think>\n" + RIGHT, None), (WRONG + "\n<think>hm</think>\n" + RIGHT, None),
+    # other marks of thinking
+    ("[THINK]I could say\n" + RIGHT + "\nBut no.[/THINK]" + WRONG, False), ("◁think▷" + RIGHT + "◁/think▷" + WRONG, False), ("[THINK]\n" + RIGHT, None),
+    ("<reasoning>" + RIGHT + "</reasoning>\n" + WRONG, False), ("<|channel|>analysis<|message|>" + RIGHT + "<|end|><|start|>assistant<|channel|>final<|message|>" + WRONG, False),
+    # true or false, yes or no only
+    ('{"correct": "Yes"}', True), ('{"correct": "partially", "first_wrong_step": 1}', None),
+    ('{"correct": "no", "first_wrong_step": 1}', False), ('{"correct": "partly", "first_wrong_step": 1}', None), ('{"correct": 0, "first_wrong_step": 1}', None), ("true", None), ("", None),
 ])
 def test_one_verdict_a_reply(reply, correct):
     if correct is None:
@@ -511,12 +540,14 @@ TWO_LINES = "x = 1\nprint(x)"
     ("```python\nx = 1\n```\n```python\nprint(x)\n```", TWO_LINES), ("\n  ```python\n  x = 1\n  print(x)\n  ```\n", TWO_LINES),
     ("\n    x = 1\n    print(x)\n", TWO_LINES), ("\n\tx = 1\n\tprint(x)\n", TWO_LINES), ("x = 1\n      print(x)", TWO_LINES),
     ("\n    for i in [1]:\n        print(i)\n    print(2)\n", "for i in [1]:\n    print(i)\nprint(2)"), (" x = 1\nprint(x)", TWO_LINES),
+    (f"Here is the code:\n```python\n{TWO_LINES}\n```\nIt prints 1.", TWO_LINES), (f"```python:main.py\n{TWO_LINES}\n```", TWO_LINES), (f"python\n{TWO_LINES}", TWO_LINES),
+    (f"```\npython\n{TWO_LINES}\n```", TWO_LINES), ("```python\nx = 1\n```\nThen:\n```python\nprint(x)\n```", TWO_LINES), ("`print(1)`", "print(1)"),
     ("print('</code>')", "print('</code>')"), ("h = '<code>a</code>'\nprint(h)", "h = '<code>a</code>'\nprint(h)"),
     ("s = '''\n</code>\n'''", "s = '''\n</code>\n'''"), ("```python\nprint('</code>')\n```", "print('</code>')"),
     # left as they are
     ("def f():\n    return 1", "def f():\n    return 1"), ("print(\n  1,\n  2)", "print(\n  1,\n  2)"), ("s = '''\n  a\n  b'''", "s = '''\n  a\n  b'''"),
     ("s = '''\n```python\nx\n```\n'''", "s = '''\n```python\nx\n```\n'''"), ("```\ns = '''\n```py\nx\n```\n'''\n```", "s = '''\n```py\nx\n```\n'''"),
-    ("x = = 1", "x = = 1")])
+    ("x = = 1", "x = = 1"), (">>> print(1)", ">>> print(1)"), ("s = '<thought>x</thought><code>2</code>'", "s = '<thought>x</thought><code>2</code>'")])
 @pytest.mark.parametrize("form", ["<thought>Go on.</thought><code>{}</code>", "<Thought>Go on.</Thought>\n<Code>{}</CODE>"])
 def test_the_code_is_what_was_meant(inside, code, form):
     import env
@@ -533,6 +564,26 @@ def test_the_code_is_what_was_meant(inside, code, form):
     episode = env.Episode({"question": "q"}, Interpreter())
     assert episode.turn(turn) == f"Observation: {code}"
     assert episode.messages[1]["content"] == turn                             # recorded as it was sampled
+
+
+@pytest.mark.parametrize("reply", [
+    "Here is the step.\n{}", "I [think] first.\n{}", "```xml\n{}\n```", "<think>I could <code>x</code></think>\n{}", "<think>\n\n</think>\n\n{}", "I could <code>x</code> or not.\n</think>{}",
+    "[THINK]<thought>no</thought><code>0</code>[/THINK]{}", "{}\nObservation: 1\n<thought>b</thought><code>2</code>"])
+@pytest.mark.parametrize("thought, between, code", [
+    ("Go on.", "\n", "print(1)"), ("It goes into <code> tags.", "", "print(1)"), ("It goes between <code> and </code>.", "", "print(1)"), ("Go on.", "\n\n**Code:**\n", "print(1)"),
+    ("Go on.", "\nHere is the code:\n```python\n", "print(1)"), ("Go on.", "", "re.sub('</think>', '', s)"), ("Go on.", "", "s.split('<think>')"),
+    ("Go on.", "", "h = '<div><code>x</code></div>'")])
+def test_a_step_is_found_in_its_reply(reply, thought, between, code):
+    from plumbing.trajectory import code_of
+    reply = reply.format(f"<thought>{thought}</thought>{between}<code>{code}</code>")
+    assert parse_step(reply) == f"<thought>{thought}</thought><code>{code}</code>"
+    assert code_of(reply) == code                                             # and the student's is run
+
+
+def test_the_students_plan_may_be_written_in_capitals():
+    import env
+    assert env.act("<First_Thought>Add.</First_Thought>", 0, None) == env.Observation("None", None, False)
+    assert env.act("<think>never closed <code>print(1)</code>", 1, None) is None
 
 
 def test_what_is_no_step():
@@ -566,6 +617,9 @@ def test_an_answer_is_no_unfinished_step():
     ("Compute 2^5, as each ball has 2 choices.", "32"), ("<first_thought>Search for the band, then its singer.</first_thought>", "Ian Gillan"),
     ("Decide whether it holds: yes or no.", "yes"), ("To find the answer: 1. search the band, 2. read its page.", "x"),
     ("This is how I find the answer:\n1. Search.\n2. Read.", "x"),
+    ("Compute both, then print(result) and check it.", "18"), ('Call web_search("director of Inception"), then search for the year.', "1970"), ("Use Python to compute 12 * 5.", "60"),
+    ("1. Search\n2. Read\n3. Sort\n10. Count", "10"), ("Step 10: count them.", "10"), ("用 Python 计算 12 - 5，然后打印结果。", "7"),
+    ("Use pow(7, 100, 13), or Fermat: 7^12 ≡ 1 (mod 13).", "9"), ("Zuerst addiere ich 3, dann verdopple ich die Summe.", "18"), ("Report it as \\boxed{n}.", "18"),
     ("Since \\(x^2 + 3x + 2 = 0\\), factor it; \\frac{y^2}{27} - \\frac{x^2}{11} = 1 has two vertices.", "15")])
 def test_ordinary_plans_are_taken(plan, answers):
     assert parse_plan(plan, QUESTION, answers)
@@ -576,7 +630,7 @@ def test_ordinary_plans_are_taken(plan, answers):
     ("Search: web_search('Baldwin III mother')", None), ("Add them, then print(lea * 2).", None), ("import sympy\nx = sympy.symbols('x')", None),
     ("Thought: search.\nCode: search for it\nObservation: found", None), ("Run final_answer_print(18).", None), ("def solve(n):\n  return n", None),
     ("6 + 3 = 9, then doubled.", None), ("Lea has 6+3=9 pears.", None), ("7 times 6 is 42.", None), ("\\(6 \\times 3 = 18\\)", None),
-    ("$5 - $2 = $3 are left.", None), ("Double it. The answer is 18.", None), ("So the final answer: **18**", None), ("\\boxed{18}", None),
+    ("5! = 120", None), ("3 squared is 9.", None), ("x = web_search('a')", None), ("$5 - $2 = $3 are left.", None), ("Double it. The answer is 18.", None), ("So the final answer: **18**", None), ("\\boxed{18}", None),
     ("Answer = 17", None), ("30% of 20 is 6.", None), ("\\(2^5 = 32\\) ways", None), ("\\(\\sqrt{36} = 6\\)", None), ("6 x 3 = 18", None),
     ("\\frac{12}{4} = 3", None), ("1,000 * 2 ≈ 2,000", None), ("It must come to 18 in the end.", "18"), ("Bo has eighteen or 18.0 pears.", ["no", "18"]),
     ("She died on September 11, 1161, which I check.", "11 September 1161"), ("The band is Deep Purple; look it up.", "Deep Purple"),
@@ -642,6 +696,82 @@ def test_of_a_cut_reply_only_a_complete_step_is_used(fake):
     assert {body["max_tokens"] for body in fake.bodies} == {77}
 
 
+def failed(code, message, status=200, **headers):
+    return status, json.dumps({"error": {"code": code, "message": message}}).encode(), list(headers.items())
+
+
+@pytest.mark.parametrize("replies, outcome, requests", [
+    # what passes
+    ([failed(429, "Rate limited"), "ok"], "ok", 2), ([failed("overloaded", "Overloaded"), "ok"], "ok", 2), ([failed(503, "Loading model", 503)] * 2 + ["ok"], "ok", 3),
+    ([(529, b"Overloaded"), "ok"], "ok", 2), ([(200, b""), (204, b""), "ok"], "ok", 3), ([(200, b"x", [("Content-Encoding", "gzip")]), "ok"], "ok", 2),
+    ([(307, b"", [("Location", "/v1/x")]), "ok"], "ok", 2), ([(200, b'{"choices": [{"message": {"content": "ok"}}], "usage": [1]}')], "ok", 1),
+    ([(422, b'{"detail": [{"type": "extra_forbidden", "loc": ["body", "seed"]}]}'), "ok"], "ok", 2),
+    # what is wrong with this request or reply only
+    ([failed(400, "context length")], "BadReply: the server refused this request .*context length", 1),
+    ([failed("content_filter", "policy", 400)], "BadReply: the server refused this request .HTTP 400: .*content_filter", 1),
+    ([failed(403, "your input was flagged", 403)], "BadReply: .*flagged", 1), ([(413, b"too large")], "BadReply: .*too large", 1),
+    ([completion("Add", "error")] * 2, "BadReply: .*the server broke it off .error", 2), ([completion("Add", "max_tokens")] * 2, "BadReply: .*teacher-max-tokens", 2),
+    # what no request will change
+    ([failed(401, "No auth credentials")], "TeacherDown: .*does not serve 'm' .*No auth credentials.*check the address", 1),
+    ([failed(402, "Insufficient credits", 402)], "TeacherDown: .*HTTP 402.*the account", 1), ([(405, b"")], "TeacherDown: .*HTTP 405", 1),
+    ([failed("insufficient_quota", "quota", 429)], "TeacherDown: .*insufficient_quota", 1), ([failed(400, "API key not valid.", 400)], "TeacherDown: .*API key", 1),
+    ([(200, b'data: {"choices": []}\n\ndata: [DONE]\n\n')], "TeacherDown: .*streams", 1), ([(301, b"", [("Location", "/there")])], "TeacherDown: .*redirects to .*/there", 1),
+    ([(200, b"<html>Sign  in</html>")] * 3, "TeacherDown: .*in 3 tries: a reply that is no completion: <html>Sign in</html>", 3),
+    ([failed(502, "Provider returned error")] * 3, "TeacherDown: .*Provider returned error", 3), ([(200, b"[1]")] * 3, "TeacherDown: .*no completion", 3)])
+def test_what_becomes_of_a_reply(fake, replies, outcome, requests):
+    import re
+    fake.script, fake.default = list(replies), (500, b"one more than expected")
+    retries = 8 if outcome == "ok" else 2
+    try:
+        found = teacher_of(fake, retries=retries, timeout=5).plan("q")
+    except (BadReply, TeacherDown) as error:
+        found = f"{type(error).__name__}: {error}"
+    assert re.match(outcome, found) and len(fake.bodies) == requests, found
+
+
+@pytest.mark.parametrize("header, text, wait", [
+    ("7", "", 7), ("0.5", "", 0.5), ("20ms", "", 0.02), ("1m30s", "", 90), ("1h", "", 300), ("soon", "", 0), ("-3", "", 0), ("", "", 0),
+    (None, "Rate limit reached. Please try again in 1m2.5s. See", 62.5), (None, "Please try again in 20ms.", 0.02), (None, "try again in an hour", 0),
+    ("Thu, 01 Jan 1970 00:00:09 GMT", "", 0)])
+def test_how_long_a_server_asks_to_wait(header, text, wait):
+    import requests
+
+    from plumbing.chat_api import retry_after
+    reply = requests.Response()
+    reply._content = text.encode()
+    if header is not None:
+        reply.headers["Retry-After"] = header
+    assert retry_after(reply) == pytest.approx(wait)
+
+
+def test_a_server_may_name_the_time_to_wait_for():
+    from email.utils import formatdate
+
+    import requests
+
+    from plumbing.chat_api import retry_after
+    reply = requests.Response()
+    reply._content = b""
+    reply.headers["Retry-After"] = formatdate(time.time() + 200, usegmt=True)
+    assert 100 < retry_after(reply) <= 200
+
+
+@pytest.mark.parametrize("given, where", [
+    ("localhost:8000", "http://localhost:8000/v1"), ("https://a.b/v1/", "https://a.b/v1"), ("https://a.b/v1/chat/completions", "https://a.b/v1"),
+    ("https://a.b/v1beta/openai", "https://a.b/v1beta/openai"), ("https://a.b/api/paas/v4", "https://a.b/api/paas/v4"), ("https://a.b/api", "https://a.b/api/v1")])
+def test_addresses_of_endpoints(given, where):
+    from plumbing.chat_api import endpoint
+    assert endpoint(given) == where
+
+
+def test_an_endpoint_without_a_list_of_models(fake, monkeypatch):
+    from plumbing import chat_api
+    monkeypatch.setattr(chat_api, "served_models", lambda url, headers: None)
+    teacher_of(fake).check()                                                  # the name is believed
+    with pytest.raises(TeacherDown, match="lists no model: name one with --teacher-model"):
+        judge.Teacher(fake.url).check()
+
+
 def test_newer_names_of_fields_are_learned_once(fake):
     def answer(body):
         if "max_tokens" in body:
@@ -685,13 +815,19 @@ def test_a_student_behind_an_endpoint_may_be_silent(fake):
     from plumbing.engines import URLEngine
 
     class Talk:
-        messages, max_tokens = [{"role": "user", "content": "q"}], 9
+        messages, max_tokens, calls = [{"role": "user", "content": "q"}], 9, 0
 
         def sampling_seed(self, seed):
             return seed
 
         def turn(self, content, complete):
             self.ended = content, complete
+    fake.script = [(400, b"maximum context length")]
+    with pytest.raises(InputError, match="--student-url .*maximum context length"):        # not even the first request
+        URLEngine(fake.url, "m").play([talk := Talk()])
+    fake.script, talk.calls = [(400, b"maximum context length")], 1
+    URLEngine(fake.url, "m").play([talk])
+    assert talk.ended == ("", False)
     for reply, ended in ((completion(None, "length"), ("", False)), (completion([{"type": "text", "text": "a"}]), ("a", True))):
         fake.script, talk = [reply], Talk()
         URLEngine(fake.url, "m").play([talk])
