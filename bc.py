@@ -99,7 +99,7 @@ def main(args: argparse.Namespace) -> None:
     set_sandbox(args.sandbox, args.preload)
     search = search_from_args(args)
     rejected = os.path.splitext(args.out)[0] + ".rejected.jsonl"
-    before = resume_jsonl(args.out) + resume_jsonl(rejected)
+    before = resume_jsonl(args.out, ["id"]) + resume_jsonl(rejected, ["id"])
     check_resume(args, before, tasks, results=f"{args.out} with {rejected}")
     done = {record["id"] for record in before}
     todo = [task for task in tasks if task["id"] not in done]

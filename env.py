@@ -69,7 +69,8 @@ class Chat:
         return self.tokenizer(text, add_special_tokens=False).input_ids
 
     def clean(self, text: str) -> str:
-        """Break up control tokens: "<|im_end|>" -> "< |im_end|>"."""
+        """Break up control tokens: "<|im_end|>" -> "< |im_end|>"; half of a surrogate pair becomes "?"."""
+        text = text.encode("utf-8", "replace").decode()    # no tokenizer takes it
         return self.control.sub(lambda found: found[0][0] + " " + found[0][1:], text)
 
     def observation(self, content: str) -> str:

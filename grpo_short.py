@@ -55,7 +55,7 @@ from plumbing.start import check_start, finished_before, save_args
 from plumbing.sync import sync
 from plumbing.tasks import read_tasks
 from plumbing.trainer import Metrics, make_trainer, optimizer_step, shuffled
-from plumbing.trajectory import Messages, prefix, step_at, step_of
+from plumbing.trajectory import Messages, fault_of_start, prefix, step_at, step_of
 from plumbing.values import dual, not_negative, part, positive, whole
 from sandbox import set_sandbox
 
@@ -97,8 +97,8 @@ def reward(trajectory: Record, teacher: Teacher, args: argparse.Namespace) -> tu
     if same_step(teacher, t["question"], before, step, t["chosen"]):
         parts["chosen"] = True
         return 0.5, parts
-    rejected = [t["rejected"], *t.get("also_rejected", [])]
-    if any(same_step(teacher, t["question"], before, step, other) for other in rejected):
+    rejected = [t["rejected"], *(t.get("also_rejected") or [])]
+    if any(same_step(teacher, t["question"], before, step, other) for other in rejected if other is not None):
         parts["rejected"] = True
         return 0.0, parts
     return 0.1, parts
@@ -211,9 +211,9 @@ def load_starts(path: str, short_horizon: bool) -> list[Record]:
     """RL records -> starts for `make_episodes`; `key` is the index of the key step, None if there is none."""
     starts = []
     for line, record in read_jsonl(path):
-        for field in ("id", "question", "answer", "messages"):
-            if not record.get(field):
-                raise InputError(f"{path}, line {line}: field `{field}` is missing")
+        fault = fault_of_start(record)
+        if fault:
+            raise InputError(f"{path}, line {line}: {fault}; --data is the rl.jsonl of mps.py")
         key = step_of(record["messages"]) if record.get("chosen") else None
         messages = record["messages"] if short_horizon else truncate(record["messages"], 0)
         task = {name: value for name, value in record.items() if not name.startswith("reward")}    # of a run

@@ -40,7 +40,7 @@ from plumbing.chat_api import BadReply
 from plumbing.cli import Parser, cli, env_flags, sampling_flags, teacher_flags
 from plumbing.engines import Engine, load_engine, sampling_from_args
 from plumbing.ranks import part_of_rank, rank_and_world, wait_for_ranks
-from plumbing.records import Record, merge_parts, read_parts, write_jsonl
+from plumbing.records import MPS_FIELDS, Record, merge_parts, read_parts, write_jsonl
 from plumbing.replies import Verdict
 from plumbing.scheduler import Progress, schedule
 from plumbing.search import search_from_args
@@ -350,7 +350,7 @@ OUTCOMES = ("solved", "corrected", "hard", "failed")
 
 def played(out: str) -> dict[str, Record]:
     """{id: record} of what is in the folder; a task counts as failed only if it failed every time."""
-    return read_parts(out, "mps", key=lambda r: r["id"], failed=lambda r: r["outcome"] == "failed")
+    return read_parts(out, "mps", lambda r: r["id"], lambda r: r["outcome"] == "failed", MPS_FIELDS)
 
 
 def main(args: argparse.Namespace) -> None:

@@ -62,8 +62,9 @@ def served_models(url: str, headers: dict[str, str]) -> list[str] | None:
         if not reply.ok:
             return None
         return [model["id"] for model in reply.json()["data"]]
-    except (requests.RequestException, LookupError, TypeError) as error:         # also a list of another form
-        raise TeacherDown(f"no teacher answers at {where} ({type(error).__name__})") from None
+    except (requests.RequestException, ValueError, LookupError, TypeError) as error:     # no address, no list
+        raise TeacherDown(f"no teacher answers at {where} ({type(error).__name__}): start it first, or give "
+                          "its address") from None
 
 
 # ---- one completion ----
@@ -192,7 +193,8 @@ class ReplyCache:
             self.file = sqlite3.connect(path or "", timeout=60, check_same_thread=False, isolation_level=None)
             self.file.execute("CREATE TABLE IF NOT EXISTS replies (request TEXT PRIMARY KEY, reply TEXT)")
         except sqlite3.Error as error:
-            raise InputError(f"--teacher-cache {path} cannot be used: {error}") from None
+            raise InputError(f"--teacher-cache {path} cannot be used ({error}): give an SQLite file, or "
+                             "a new one in a folder that is there") from None
 
     def reply(self, body: Record, send: Callable[[Record], Record]) -> tuple[Record, bool]:
         """The reply to a request, from the file or else from send(body), and whether it was in the file.
@@ -274,7 +276,8 @@ class ChatModel:
 
     def summary(self) -> str:
         """What was asked of the teacher, in one line."""
-        text = "teacher: " + ", ".join(f"{n} {name.replace('_', ' ')}" for name, n in self.counts.items())
+        counts = [f"{n} {name.replace('_', ' ')}" for name, n in self.counts.items()]
+        text = "teacher: " + (", ".join(counts) or "asked nothing")
         left_out = self.http["refused"] - {"max_tokens"}
         if left_out:
             text += f"; asked without {', '.join(sorted(left_out))}, which the server does not take"

@@ -19,8 +19,11 @@ def fault_of_folder(path: str) -> str | None:
     if os.path.isfile(path):
         return "it is a file, not the folder of a checkpoint"
     if os.path.isdir(path):
-        if not os.path.exists(os.path.join(path, "config.json")):
+        names = os.listdir(path)
+        if "config.json" not in names:
             return "it is a folder without config.json, so it holds no checkpoint"
+        if not any("token" in name or name.startswith(("vocab", "spiece")) for name in names):
+            return "it is a folder without a tokenizer (tokenizer.json, tokenizer_config.json)"
     elif path.count("/") > 1 or path[0] in "./~":
         return "there is no such folder"
     return None
@@ -32,10 +35,18 @@ def named_on_error(path: str) -> Iterator[None]:
     fault = fault_of_folder(path)
     if fault:
         raise InputError(f"cannot use the model {path!r}: {fault}")
+    from jinja2 import TemplateError
+    from safetensors import SafetensorError
+    foreign = (OSError, ValueError, TypeError, KeyError, AttributeError, AssertionError, RuntimeError,
+               ImportError, TemplateError, SafetensorError)            # whatever is raised of a torn file
     try:
         yield
-    except (OSError, ValueError) as error:
-        said = " ".join(str(error).split())[:300]
+    except foreign as error:
+        said = " ".join(str(error).split())[:300] or type(error).__name__
+        if isinstance(error, SafetensorError):
+            said = f"its weights cannot be read ({said}): are they torn, or a pointer of Git LFS?"
+        elif isinstance(error, TemplateError):
+            said = f"its chat template is wrong: {said}"
         if not os.path.isdir(path):
             said = f"there is no such folder, and as a name on the hub: {said}"
         raise InputError(f"cannot use the model {path!r}: {said}") from None
@@ -46,7 +57,12 @@ def load_model(path: str, dtype: torch.dtype | str) -> torch.nn.Module:
     import transformers
     transformers.utils.logging.disable_progress_bar()
     with named_on_error(path):
-        model = transformers.AutoModelForCausalLM.from_pretrained(path, dtype=dtype)
+        model, found = transformers.AutoModelForCausalLM.from_pretrained(path, dtype=dtype,
+                                                                         output_loading_info=True)
+    missing = sorted(found["missing_keys"])
+    if missing:                                            # Transformers made them up, with a warning
+        raise InputError(f"cannot use the model {path!r}: it lacks {len(missing)} of its weights, the first "
+                         f"is {missing[0]}")
     if torch.cuda.is_available():
         return model.to(f"cuda:{os.environ.get('LOCAL_RANK', 0)}")
     return model

@@ -276,7 +276,9 @@ def test_decontaminate_reads_the_same_forms(tmp_path):
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0 and out.read_text() == lines(rows[1]), done.stderr
     done = subprocess.run([*command[:-1], "/proc/x/y"], capture_output=True, text=True)
-    assert done.returncode == 2 and done.stderr == "error: No such file or directory: '/proc/x/y'\n"
+    assert done.returncode == 2 and done.stderr == "error: --out /proc/x/y cannot be made: No such file or directory (/proc/x)\n"
+    done = subprocess.run([*command[:-1], tasks], capture_output=True, text=True)
+    assert done.returncode == 2 and f"--out {tasks} is one of the files to be read" in done.stderr
 
 
 @pytest.mark.parametrize("script", ["bc.py", "mps.py"])
@@ -374,10 +376,10 @@ def test_released_evaluations(evaluation, correct, tmp_path):
 @pytest.mark.parametrize("record, message", [
     ({"id": "a", "question": "Q?", "true_answer": "4"}, "it is a task, and all scripts read the release's tasks as they are"),
     ({"BC_init": {"file_name": "x"}}, "it has neither original_task_info nor conversations nor prompt"),
-    (trajectory(steps=[{"thought": "x"}]), "KeyError: 'is_finished'"),
+    (trajectory(steps=[{"thought": "x"}]), "it has no field 'is_finished'"),
     ({"prompt": [{"role": "system", "content": "x"}], "chosen": "", "rejected": "", "chosen_observation": "",
       "rejected_observation": "", "gt_answer": "4"}, "its prompt does not begin with the question"),
-    ({"prompt": [{"role": "user", "content": "x"}], "extra_info": {"answer": "4"}}, "KeyError: 'chosen_step'"),
+    ({"prompt": [{"role": "user", "content": "x"}], "extra_info": {"answer": "4"}}, "it has no field 'chosen_step'"),
     ({"conversations": []}, "not a record of the release")])
 def test_what_the_release_does_not_hold_is_named(record, message, tmp_path):
     done, _ = released(tmp_path, [record])
