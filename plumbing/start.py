@@ -1,5 +1,6 @@
 """Before a run begins: are its flags right, and are they those of the results that are there already?"""
 import argparse
+import fcntl
 import importlib.util
 import json
 import os
@@ -46,6 +47,28 @@ def check_start(args: argparse.Namespace, out_is_file: bool = False) -> None:
             continue                                       # a name there, and no folder
         check_overwrites(str(args.out), name, given.get(name))
     check_out(str(args.out), out_is_file)
+    if not out_is_file:
+        claim(str(args.out))
+
+
+CLAIMED: dict[str, int] = {}                               # --out -> the open file that holds its lock
+
+
+def claim(out: str) -> None:
+    """InputError if another run writes to --out now. The lock lasts until this process ends."""
+    if rank_and_world()[0] > 0 or out in CLAIMED:
+        return
+    kind = os.O_RDONLY if os.path.isdir(out) else os.O_WRONLY | os.O_CREAT
+    file = os.open(out, kind, 0o666)
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(file)
+        raise InputError(f"--out {out} is in use by another run: wait for its end, or give "
+                         "another --out") from None
+    except OSError:                                        # a disk without locks
+        pass
+    CLAIMED[out] = file
 
 
 def check_overwrites(out: str, name: str, paths: Any) -> None:

@@ -137,7 +137,7 @@ def question_of(path: str | Path, place: str, record: Record) -> str:
         raise missing(path, place, record, "question")
     question = record[name]
     if not isinstance(question, str):
-        raise InputError(f'{path}, {place}: the field "{name}" is not a text')
+        raise InputError(f'{path}, {place}: the field "{name}" is not a text, and the question has to be one')
     if given(record, "canary") and re.fullmatch(r"[A-Za-z0-9+/]{16,}=*", question):
         raise InputError(f"{path} is {ENCRYPTED}")
     return question.encode("utf-8", "replace").decode()    # no tokenizer takes half of a surrogate pair
@@ -202,8 +202,9 @@ def answer_texts(answer: Any) -> list[str]:
 
 def why_left_out(record: Record, answers: list[str]) -> str | None:
     """Why a text agent cannot be asked this task, or its answer not be scored; None if all is well."""
-    if any(given(record, name) for name in ("image", "images", "has_image")):
-        return "with an image"                             # HLE
+    for key in record:                                     # HLE; OlympiadBench's image_1, image_2 …
+        if re.fullmatch(r"image(s|_\d+)?|has_image", plain_field(key)) and given(record, plain_field(key)):
+            return "with an image"
     if given(record, "file_name"):
         return "with an attached file"                     # GAIA
     if answers in (["?"], ["<unk>"]):
@@ -258,6 +259,8 @@ def task_id(given_id: Any, question: str, places: dict[str, str], path: str | Pa
         if name in places:                                 # the same question twice
             name += "-" + place.split()[1]
         return name
+    if isinstance(given_id, (list, dict)):
+        raise InputError(f'{path}, {place}: the field "id" is neither a text nor a number')
     name = str(given_id)
     if name in places:
         raise InputError(f'{path}, {place}: the id "{name}" was used before, in {places[name]}')
