@@ -318,6 +318,7 @@ def main(args: argparse.Namespace) -> None:
     eval_tasks = read_tasks(args.eval_tasks) if args.eval_tasks else []
     steps = args.steps or math.ceil(args.epochs * len(starts) / args.prompts)
     teacher = Teacher.from_args(args)
+    finished_before(args)                                  # again: now the name of the teacher is known
     set_sandbox(args.sandbox, args.preload)
     search = search_from_args(args)
     chat = load_chat(args.model)

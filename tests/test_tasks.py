@@ -166,7 +166,7 @@ REFUSED = {
     "no JSON": ("t.txt", b"What is 1 + 1? 2\n", "t.txt, line 1: not valid JSON"),
     "UTF-32": ("t.jsonl", lines(QA).encode("utf-32"), "is UTF-32 text: .*iconv"),
     "XML": ("t.xml", b'<?xml version="1.0"?><ProblemSet/>', "is XML: write it as JSON lines first"),
-    "TSV": ("t.tsv", b"\tPrompt\tAnswer\n0\tb\ta\n", r"is a table: .*read_csv\(FILE, sep='\\t'\)"),
+    "FRAMES": ("t.tsv", b"\tPrompt\tAnswer\n0\tb\ta\n", r"is a table: .*read_csv\(FILE, sep='\\t'\)"),
     "BrowseComp's CSV": ("t.csv", b"problem,answer,problem_topic,canary\n", "is encrypted, .*simple-evals"),
     "too deep": ("t.json", b"[" * 100000, "t.json is nested too deeply to be read"),
     "too many digits": ("t.jsonl", lines(QA) + '{"question": "b", "answer": ' + "1" * 5000 + "}", "line 2: a number in it has too many digits"),
@@ -251,7 +251,7 @@ LEFT_OUT = {
 @pytest.mark.parametrize("name", LEFT_OUT)
 def test_what_a_text_agent_cannot_be_asked_is_left_out_and_counted(name, tmp_path, capsys, monkeypatch):
     record, reason = LEFT_OUT[name]
-    path = written(tmp_path, "t.jsonl", lines({**record, **QA, "answerable": True, "file_name": "", "image": "", "has_image": False,
+    path = written(tmp_path, "t.jsonl", lines({**record, **QA, "answerable": True, "file_name": "", "image": "", "has_image": False, "image_1": None,
                                                "Question": "", "Final answer": "", "id": "x"}, record))
     assert [task["question"] for task in read_tasks(path)] == ["Q?"]
     assert capsys.readouterr().out == f"{path}: 1 tasks; left out: {reason}\n"
