@@ -20,6 +20,7 @@ import sft
 from conftest import ROOT, script
 from plumbing import start
 from plumbing.chat_api import served_models
+from plumbing.checkpoints import load_state
 from plumbing.cli import InputError, Parser
 from plumbing.models import load_model, named_on_error
 from plumbing.records import append_jsonl, resume_jsonl
@@ -682,3 +683,16 @@ def test_audit_needs_steps_and_a_label_among_them(more, words, tmp_path, teacher
     args = judge.parse_args(["audit", "--data", str(write(tmp_path / "p.jsonl", [record])), "--teacher-url", teacher_url])
     with pytest.raises(InputError, match=words):
         judge.audit(args)
+
+
+@pytest.mark.parametrize("error", [RuntimeError("failed finding\ncentral directory"), AssertionError(), ValueError("embedded null byte"), EOFError()])
+def test_a_torn_state_is_named(error, tmp_path):
+    (tmp_path / "state").mkdir()
+    (tmp_path / "state" / "latest").write_text("step-9")
+
+    class Torn:
+        def load_checkpoint(self, folder):
+            raise error
+    with pytest.raises(InputError, match=r"state cannot be read \(.+\): delete it to begin anew") as refused:
+        load_state(Torn(), str(tmp_path))
+    assert "\n" not in str(refused.value)
