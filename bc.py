@@ -29,7 +29,7 @@ from plumbing.chat_api import BadReply, Usage
 from plumbing.cli import Parser, cli, env_flags, teacher_flags
 from plumbing.records import Record, append_jsonl, resume_jsonl
 from plumbing.search import SearchFailed, search_from_args
-from plumbing.start import check_resume, check_start, save_args
+from plumbing.start import check_resume, check_start, claim, save_args
 from plumbing.tasks import read_tasks
 from plumbing.values import whole
 from sandbox import Interpreter, set_sandbox
@@ -99,7 +99,8 @@ def main(args: argparse.Namespace) -> None:
     set_sandbox(args.sandbox, args.preload)
     search = search_from_args(args)
     rejected = os.path.splitext(args.out)[0] + ".rejected.jsonl"
-    before = resume_jsonl(args.out) + resume_jsonl(rejected)
+    claim(args.out)
+    before = resume_jsonl(args.out, ["id"]) + resume_jsonl(rejected, ["id"])
     check_resume(args, before, tasks, results=f"{args.out} with {rejected}")
     done = {record["id"] for record in before}
     todo = [task for task in tasks if task["id"] not in done]

@@ -55,6 +55,7 @@ class Chat:
 
     def clean(self, text: str) -> str:
         """Strip a content and break up its control tokens: "<|im_end|>\n" -> "< |im_end|>"."""
+        text = text.encode("utf-8", "replace").decode()    # no tokenizer takes half of a surrogate pair
         return self.control.sub(lambda found: found[0][0] + " " + found[0][1:], text.strip())
 
     def content(self, message: dict[str, str]) -> str:

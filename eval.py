@@ -40,6 +40,7 @@ from plumbing.cli import InputError, Parser, cli, env_flags, sampling_flags, tea
 from plumbing.engines import Engine, load_engine, sampling_from_args
 from plumbing.ranks import part_of_rank, rank_and_world, wait_for_ranks
 from plumbing.records import (
+    PREDICTION_FIELDS,
     Record,
     append_jsonl,
     merge_parts,
@@ -196,7 +197,7 @@ def has_failed(prediction: Record) -> bool:
 
 def read_predictions(out: Path) -> dict[tuple[str, str, int], Record]:
     """All predictions of OUT by their keys, those that the ranks wrote apart too."""
-    return read_parts(out, "predictions", key_of, has_failed)
+    return read_parts(out, "predictions", key_of, has_failed, PREDICTION_FIELDS)
 
 
 def merge_predictions(out: Path) -> None:
@@ -288,6 +289,8 @@ def run(args: argparse.Namespace, engine: Engine | None = None) -> None:
 
 def table(args: argparse.Namespace) -> None:
     """Print all results as one table, and the paper's tables with our rows."""
+    if args.out and (args.out.suffix in (".json", ".jsonl") or args.out.is_dir()):
+        raise InputError(f"--out {args.out} must be a new file for text, such as table.md")
     all_results = [read_results(folder) for folder in args.results]
     text = "\n\n".join([combined_table(all_results), *paper_tables(all_results, args.paper)])
     print(text)

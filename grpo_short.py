@@ -54,7 +54,7 @@ from plumbing.start import check_start, finished_before, save_args
 from plumbing.sync import sync
 from plumbing.tasks import read_tasks
 from plumbing.trainer import Metrics, load_reference, make_trainer, optimizer_step, shuffled
-from plumbing.trajectory import Messages, prefix, step_at, step_of
+from plumbing.trajectory import Messages, fault_of_start, prefix, step_at, step_of
 from plumbing.values import dual, not_negative, positive, whole
 from sandbox import set_sandbox
 
@@ -96,8 +96,8 @@ def reward(trajectory: Record, teacher: Teacher, args: argparse.Namespace) -> tu
     if same_step(teacher, t["question"], before, step, t["chosen"]):
         parts["chosen"] = True
         return 0.5, parts
-    rejected = [t["rejected"], *t.get("also_rejected", [])]
-    if any(same_step(teacher, t["question"], before, step, other) for other in rejected):
+    rejected = [t["rejected"], *(t.get("also_rejected") or [])]
+    if any(same_step(teacher, t["question"], before, step, other) for other in rejected if other is not None):
         parts["rejected"] = True
         return 0.0, parts
     return 0.1, parts
@@ -208,9 +208,9 @@ def load_starts(path: str, short_horizon: bool) -> list[Record]:
     """RL records -> starts for `make_episodes`; `key` is the index of the key step, None if there is none."""
     starts = []
     for line, record in read_jsonl(path):
-        for field in ("id", "question", "answer", "messages"):
-            if not record.get(field):
-                raise InputError(f"{path}, line {line}: field `{field}` is missing")
+        fault = fault_of_start(record)
+        if fault:
+            raise InputError(f"{path}, line {line}: {fault}; --data is the rl.jsonl of mps.py")
         key = step_of(record["messages"]) if record.get("chosen") else None
         messages = record["messages"] if short_horizon else truncate(record["messages"], 0)
         task = {name: value for name, value in record.items() if not name.startswith("reward")}    # of a run
@@ -317,6 +317,7 @@ def main(args: argparse.Namespace) -> None:
     steps = args.steps or math.ceil(args.epochs * len(starts) / args.prompts)
     save_every = args.save_every or math.ceil(steps / 20)
     teacher = Teacher.from_args(args)
+    finished_before(args)                                  # again: now the name of the teacher is known
     set_sandbox(args.sandbox, args.preload)
     search = search_from_args(args)
     chat = load_chat(args.model, args.chat_template)

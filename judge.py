@@ -219,8 +219,13 @@ def audit(args: argparse.Namespace) -> None:
     for path in args.data:
         tasks = read_tasks(path, ("steps", "label"))
         for task in tasks:
-            if not isinstance(task["steps"], list) or not isinstance(task["label"], int):
-                raise InputError(f'{path}, task {task["id"]}: "steps" is not a list or "label" not a number')
+            texts = isinstance(task["steps"], list) and all(isinstance(step, str) for step in task["steps"])
+            where = f"{path}, task {task['id']}"
+            if not texts or not task["steps"]:
+                raise InputError(f'{where}: the field "steps" is empty or not a list of texts')
+            if type(task["label"]) is not int or not -1 <= task["label"] < len(task["steps"]):
+                raise InputError(f'{where}: the field "label" is neither -1 nor the number of one of its '
+                                 f'{len(task["steps"])} steps, which count from 0')
         with ThreadPoolExecutor(args.concurrency) as pool:
             replies_of = pool.map(lambda task: named_first_error(teacher, task), tasks)
             found = list(tqdm(replies_of, path, len(tasks)))

@@ -40,7 +40,7 @@ from plumbing.chat_api import BadReply
 from plumbing.cli import Parser, cli, env_flags, sampling_flags, teacher_flags
 from plumbing.engines import Engine, load_engine, sampling_from_args
 from plumbing.ranks import part_of_rank, rank_and_world, wait_for_ranks
-from plumbing.records import Record, merge_parts, read_parts, write_jsonl
+from plumbing.records import MPS_FIELDS, Record, merge_parts, read_parts, write_jsonl
 from plumbing.replies import Verdict
 from plumbing.scheduler import Progress, schedule
 from plumbing.search import search_from_args
@@ -67,10 +67,10 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     g.add_argument("--batch", type=whole(1), default=128, help="tasks played at once, per rank")
     g = p.add_argument_group("tasks that are kept (for RL, easy and hard ones start at the question)")
     g.add_argument("--sft-share", type=share, default=0.5, help="share for SFT; the others are for RL")
-    g.add_argument("--sft-easy", type=share, default=0.5, help="share of SFT tasks without a correction")
-    g.add_argument("--rl-easy", type=share, default=0.1, help="share of RL tasks without a correction")
-    g.add_argument("--rl-hard", type=share, default=0.5, help="share of unsolved tasks, for RL")
-    g.add_argument("--pairs", choices=["all", "last"], default="all", help="corrections that become prefixes")
+    g.add_argument("--sft-easy", type=share, default=0.5, help="share kept of SFT's unaided successes")
+    g.add_argument("--rl-easy", type=share, default=0.1, help="share kept of RL's unaided successes")
+    g.add_argument("--rl-hard", type=share, default=0.5, help="share kept of the unsolved tasks")
+    g.add_argument("--pairs", choices=["all", "last"], default="all", help="corrections that start RL")
     sampling_flags(p)
     env_flags(p)
     teacher_flags(p)
@@ -350,7 +350,7 @@ OUTCOMES = ("solved", "corrected", "hard", "failed")
 
 def played(out: str) -> dict[str, Record]:
     """{id: record} of what is in the folder; a task counts as failed only if it failed every time."""
-    return read_parts(out, "mps", key=lambda r: r["id"], failed=lambda r: r["outcome"] == "failed")
+    return read_parts(out, "mps", lambda r: r["id"], lambda r: r["outcome"] == "failed", MPS_FIELDS)
 
 
 def main(args: argparse.Namespace) -> None:

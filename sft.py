@@ -40,6 +40,7 @@ from plumbing.ranks import check_multiple, start_distributed, sum_over_ranks
 from plumbing.records import Record, read_jsonl
 from plumbing.start import check_start, finished_before, save_args
 from plumbing.trainer import Metrics, make_trainer, optimizer_step, shuffled
+from plumbing.trajectory import fault_of_turns
 from plumbing.values import not_negative, positive, share, whole
 
 
@@ -118,7 +119,7 @@ def load_examples(paths: list[str], chat: Chat, max_tokens: int, overlong: str =
         for line, record in read_jsonl(path):
             if not alternates(record):
                 raise InputError(f"{path}, line {line}: field `messages` must be turns of user and assistant "
-                                 "in alternation")
+                                 "in alternation, each with a text")
             try:
                 ids, mask = chat.encode(record["messages"])
             except ValueError as error:
@@ -148,11 +149,8 @@ def load_examples(paths: list[str], chat: Chat, max_tokens: int, overlong: str =
 
 def alternates(record: Record) -> bool:
     """Whether a record's messages are texts of user and assistant in alternation, the user first."""
-    roles = []
-    for message in record.get("messages") or []:
-        if isinstance(message, dict) and isinstance(message.get("content"), str):
-            roles.append(message.get("role"))
-    return roles[:2] == ["user", "assistant"] and all(a != b for a, b in itertools.pairwise(roles))
+    messages = record.get("messages")
+    return fault_of_turns(messages) is None and len(messages) > 1
 
 
 def end_of_last_step(mask: list[int], max_tokens: int) -> int:

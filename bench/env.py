@@ -365,7 +365,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--repeats", type=int, default=10, help="runs of every trajectory (default 10)")
     parser.add_argument("--every", type=int, default=2, help="fork at every n-th recorded prefix (default 2)")
-    parser.add_argument("--out", help="JSON file for the figures")
+    parser.add_argument("--out", help="JSON file for the figures (default: none)")
     args = parser.parse_args()
     figures: dict[str, Any] = {"load": os.getloadavg()[0], "cores": len(os.sched_getaffinity(0)),
                                "python": sys.version.split()[0]}

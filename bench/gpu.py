@@ -61,11 +61,11 @@ LENGTHS = [(184, 161), (293, 252), (378, 341), (422, 353), (463, 410), (532, 145
 
 def parse_args():
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    p.add_argument("--out", default="runs/gpu", help="folder for gpu.json and cli.log")
-    p.add_argument("--only", nargs="+", choices=SECTIONS, default=SECTIONS, help="these sections alone")
+    p.add_argument("--out", default="runs/gpu", help="folder for gpu.json and cli.log (default runs/gpu)")
+    p.add_argument("--only", nargs="+", choices=SECTIONS, default=SECTIONS, help="these sections (default: all)")
     p.add_argument("--budget", type=float, default=350,
-                   help="seconds; no section starts what it cannot end")
-    p.add_argument("--cpu-smoke", action="store_true", help="tiny sizes on the CPU, no flash-attention")
+                   help="seconds; no section starts what it cannot end (default 350)")
+    p.add_argument("--cpu-smoke", action="store_true", help="tiny sizes on the CPU, no flash-attention (default: off)")
     p.add_argument("--child", choices=["memory"], help=argparse.SUPPRESS)     # in its own process
     p.add_argument("--zero", type=int, help=argparse.SUPPRESS)
     return p.parse_args()

@@ -30,11 +30,11 @@ TABLE = [(512, 128, G) for G in (1, 4, 16, 64)] + [(P, 128, 16) for P in (1, 128
 
 def parse_args():
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    p.add_argument("--only", choices=["updates", "step", "table"], help="a part of it")
-    p.add_argument("--trl-python", default=sys.executable, help="a Python that has trl")
-    p.add_argument("--repeats", type=int, default=1, help="updates per process; the cheapest counts")
-    p.add_argument("--threads", type=int, default=2, help="of every process")
-    p.add_argument("--out", help="JSON file for the figures")
+    p.add_argument("--only", choices=["updates", "step", "table"], help="a part of it (default: all)")
+    p.add_argument("--trl-python", default=sys.executable, help="a Python that has trl (default: this one)")
+    p.add_argument("--repeats", type=int, default=1, help="updates per process; the cheapest counts (default 1)")
+    p.add_argument("--threads", type=int, default=2, help="of every process (default 2)")
+    p.add_argument("--out", help="JSON file for the figures (default: none)")
     p.add_argument("--arm", help=argparse.SUPPRESS)                    # one measurement, in its own process
     return p.parse_args()
 

@@ -186,7 +186,7 @@ def faults(args):
 def main():
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("--run", required=True, help="folder of a demo run, as runs/demo")
-    p.add_argument("--faults", action="store_true", help="faults and kills in place of speed")
+    p.add_argument("--faults", action="store_true", help="faults and kills in place of speed (default: off)")
     p.add_argument("-n", type=int, default=500, help="tasks (default 500)")
     p.add_argument("--slots", type=int, default=64, help="requests in flight at the teacher (default 64)")
     p.add_argument("--latency", type=float, nargs="+", default=[0.2, 2.0],

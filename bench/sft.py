@@ -31,10 +31,10 @@ WAYS = ["TRL padded", "TRL packed", "ours padded", "ours packed"]
 
 def parse_args():
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    p.add_argument("--steps", type=int, default=3, help="measured optimizer steps, after one to warm up")
-    p.add_argument("--batch", type=int, default=8, help="trajectories per step (TRL packed: as rows)")
-    p.add_argument("--threads", type=int, default=1, help="of torch")
-    p.add_argument("--ways", nargs="+", choices=WAYS, default=WAYS)
+    p.add_argument("--steps", type=int, default=3, help="measured optimizer steps, after one to warm up (default 3)")
+    p.add_argument("--batch", type=int, default=8, help="trajectories per step (TRL packed: as rows; default 8)")
+    p.add_argument("--threads", type=int, default=1, help="of torch (default 1)")
+    p.add_argument("--ways", nargs="+", choices=WAYS, default=WAYS, help="what to measure (default: all)")
     p.add_argument("--run", choices=WAYS + ["matmul"], help=argparse.SUPPRESS)
     return p.parse_args()
 

@@ -6,6 +6,7 @@ The folder is an ordinary Hugging Face checkpoint: nothing in the seven scripts 
 or the words few.
 """
 import argparse
+import os
 
 import torch
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers
@@ -63,10 +64,13 @@ def make_model(tokenizer, width=96, layers=2, seed=0):
 
 
 if __name__ == "__main__":
-    p = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    p = argparse.ArgumentParser(description=__doc__.split("\n")[0],
+                                formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     p.add_argument("--out", required=True, help="folder for the checkpoint")
     p.add_argument("--seed", type=int, default=0, help="seed of the random weights")
     args = p.parse_args()
+    if os.path.isfile(args.out):
+        p.error(f"--out {args.out} is a file, it must be a folder")
     tokenizer = make_tokenizer()
     model = make_model(tokenizer, seed=args.seed)
     model.save_pretrained(args.out)

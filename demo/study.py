@@ -463,7 +463,7 @@ def main(args):
 if __name__ == "__main__":
     p = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     p.add_argument("run", type=Path, help="folder of demo/study.sh")
-    p.add_argument("--out", type=Path, help="folder for RESULTS.md and study.png; else RUN itself")
-    p.add_argument("--seeds", help="only these seeds, as \"5\" or \"0 1\"")
-    p.add_argument("--again", type=Path, help="another folder, of other seeds: does what holds hold there?")
+    p.add_argument("--out", type=Path, help="folder for RESULTS.md and study.png (default: RUN itself)")
+    p.add_argument("--seeds", help="only these seeds, as \"5\" or \"0 1\" (default: all)")
+    p.add_argument("--again", type=Path, help="another folder, of other seeds: does what holds hold there? (default: none)")
     main(p.parse_args())

@@ -295,7 +295,8 @@ class Server(ThreadingHTTPServer):
 
 
 def parse_args(argv=None):
-    p = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    p = argparse.ArgumentParser(description=__doc__.split("\n")[0],
+                                formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     p.add_argument("--port", type=port, default=8008,
                    help="port on 127.0.0.1; 0 picks a free one, which is printed")
     p.add_argument("--leap", type=share, default=0.5,
@@ -320,7 +321,10 @@ def serve(args):
 
 if __name__ == "__main__":
     args = parse_args()
-    server = Server(("127.0.0.1", args.port), Handler)
+    try:
+        server = Server(("127.0.0.1", args.port), Handler)
+    except OSError as error:
+        sys.exit(f"error: --port {args.port} cannot be used: {error.strerror}")
     server.args = args
     print(f"http://127.0.0.1:{server.server_address[1]}", flush=True)
     server.serve_forever()

@@ -146,5 +146,5 @@ def draw(path, eps=1e-3, horizon=100, steps=12, gamma=0.95):
 
 if __name__ == "__main__":
     p = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    p.add_argument("--out", default="demo/theory.png", help="file for the plot")
+    p.add_argument("--out", default="demo/theory.png", help="file for the plot (default: demo/theory.png)")
     draw(p.parse_args().out)

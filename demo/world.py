@@ -178,7 +178,8 @@ def write(thought, code):
 
 
 def parse_args(argv=None):
-    p = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    p = argparse.ArgumentParser(description=__doc__.split("\n")[0],
+                                formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     p.add_argument("--out", required=True, help="folder for the task files")
     p.add_argument("--seed", type=int, default=0, help="another seed, another world of tasks")
     p.add_argument("--beyond", type=int, default=0,
@@ -189,7 +190,10 @@ def parse_args(argv=None):
 
 
 def main(args):
-    os.makedirs(args.out, exist_ok=True)
+    try:
+        os.makedirs(args.out, exist_ok=True)
+    except OSError as error:
+        raise SystemExit(f"error: --out {args.out} cannot be made: {error.strerror}") from None
     rng, seen = random.Random(args.seed), set()
     records = {split: make_tasks(rng, split, getattr(args, split), seen)
                for split in ("eval", "dev", "bc", "mps")}

@@ -28,8 +28,8 @@ PART_WORDS = frozenset("""
     test dev val valid validation eval evaluation benchmark bench public official split set data dataset
     fullwiki distractor ans full mini small subset sample samples random part of all first top main text only
     clean cleaned filtered processed converted simplified prerelease sheet metadata final
-    v version level lvl easy hard en zh english chinese i ii n x q qa task tasks questions problems
-    bio biology chem chemistry physics math cs ai medicine engineering humanities other
+    v version level lvl lv easy hard en zh english chinese i ii n x q qa task tasks questions problems
+    seed gold bio biology chem chemistry physics math cs ai medicine engineering humanities other
 """.split())
 
 
@@ -55,19 +55,32 @@ def paper_benchmark(name: str) -> str | None:
     return None
 
 
+def says_nothing(name: str) -> bool:
+    """Whether a name is only numbers and PART_WORDS: test, 2023, validation_level1."""
+    return all(word.isdigit() or word in PART_WORDS for word in re.findall(r"[^\W\d_]+|\d+", name.lower()))
+
+
 def benchmark_of(path: str | Path) -> str:
     """The paper's name for a file or for its folder, else the file's own. A training split has its own.
 
-    aime24/test.jsonl -> AIME24, gaia-2.jsonl -> GAIA, tasks/hard.jsonl -> hard, mine/test.jsonl -> mine
+    Above a file and folders whose names say nothing the next folder counts.
+    aime24/test.jsonl -> AIME24, aime/2024.jsonl -> AIME24, gaia/2023/validation/metadata.jsonl -> GAIA,
+    tasks/hard.jsonl -> hard, mine/test.jsonl -> mine
     """
     stem = Path(path).stem
-    folder = Path(path).absolute().parent.name
-    if "train" not in re.findall("[a-z]+", stem.lower()):
-        for name in (stem, folder):
-            benchmark = paper_benchmark(name)
-            if benchmark is not None:
-                return benchmark
-    return folder if stem == "test" else stem
+    folder = Path(path).absolute().parent
+    own = folder.name if stem == "test" else stem
+    if "train" in re.findall("[a-z]+", stem.lower()):
+        return own
+    below = stem
+    benchmark = paper_benchmark(stem)
+    while benchmark is None and folder.name:
+        benchmark = paper_benchmark(f"{folder.name} {below}") or paper_benchmark(folder.name)
+        if not says_nothing(f"{folder.name} {stem}"):
+            break
+        below = f"{folder.name} {below}"
+        folder = folder.parent
+    return benchmark or own
 
 
 def named_benchmark(name: str) -> str:
@@ -85,5 +98,5 @@ def gaia_level(task: Record, path: str | Path, flag: str | None) -> str | None:
         if task.get(name):
             return str(task[name])
     names = f"{Path(path).absolute().parent.name}/{Path(path).stem}/{flag}".lower()
-    found = re.search(r"(?:gaia|level|lvl)[\W_]*([123])(?![\d.])", names)
+    found = re.search(r"(?:gaia|level|lvl?)[\W_]*([123])(?![\d.])", names)
     return found[1] if found else None

@@ -71,8 +71,9 @@ def served_models(url: str, headers: dict[str, str]) -> list[str] | None:
         return [model["id"].removeprefix("models/") for model in reply.json()["data"]]       # models/gemini-…
     except (requests.JSONDecodeError, LookupError, TypeError, AttributeError):
         raise TeacherDown(f"{where} holds no list of models: it is no OpenAI-compatible endpoint") from None
-    except requests.RequestException as error:
-        raise TeacherDown(f"no teacher answers at {where} ({type(error).__name__})") from None
+    except (requests.RequestException, ValueError) as error:             # ValueError: what is no address
+        raise TeacherDown(f"no teacher answers at {where} ({type(error).__name__}): start it first, or give "
+                          "its address") from None
 
 
 # ---- one completion ----
@@ -226,7 +227,8 @@ class ReplyCache:
             self.file = sqlite3.connect(path or "", timeout=60, check_same_thread=False, isolation_level=None)
             self.file.execute("CREATE TABLE IF NOT EXISTS replies (request TEXT PRIMARY KEY, reply TEXT)")
         except sqlite3.Error as error:
-            raise InputError(f"--teacher-cache {path} cannot be used: {error}") from None
+            raise InputError(f"--teacher-cache {path} cannot be used ({error}): give an SQLite file, or "
+                             "a new one in a folder that is there") from None
 
     def reply(self, body: Record, send: Callable[[Record], Record]) -> tuple[Record, bool]:
         """The reply to a request, from the file or else from send(body), and whether it was in the file.
@@ -310,7 +312,8 @@ class ChatModel:
 
     def summary(self) -> str:
         """What was asked of the teacher, in one line."""
-        text = "teacher: " + ", ".join(f"{n} {name.replace('_', ' ')}" for name, n in self.counts.items())
+        counts = [f"{n} {name.replace('_', ' ')}" for name, n in self.counts.items()]
+        text = "teacher: " + (", ".join(counts) or "asked nothing")
         left_out = self.http["refused"] - {"max_tokens"}
         if left_out:
             text += f"; asked without {', '.join(sorted(left_out))}, which the server does not take"

@@ -3,6 +3,7 @@ import contextlib
 import os
 import shutil
 from collections.abc import Iterable, Iterator
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
@@ -49,6 +50,9 @@ def save_state(trainer: Any, out: str, step: int, **extra: Any) -> None:
                     shutil.rmtree(os.path.join(folder, old))
 
 
+TORN = (OSError, RuntimeError, AssertionError, ValueError, LookupError, EOFError, UnpicklingError)
+
+
 def load_state(trainer: Any, out: str) -> dict[str, Any]:
     """-> what `save_state` was given, or {} for a fresh start."""
     folder = os.path.join(out, "state")
@@ -60,6 +64,9 @@ def load_state(trainer: Any, out: str) -> dict[str, Any]:
     except ZeRORuntimeException:
         raise InputError(f"{folder} was saved by another number of ranks, and only fp32 with --zero 0 can go "
                          "on from that: start as many as before, or delete it") from None
+    except TORN as error:
+        said = " ".join(str(error).split())[:200] or type(error).__name__
+        raise InputError(f"{folder} cannot be read ({said}): delete it to begin anew") from None
     return client_state
 
 

@@ -1,5 +1,7 @@
 """The command line of all scripts: errors that end in one sentence, --help, and shared flags."""
 import argparse
+import errno
+import os
 import re
 import sys
 from collections.abc import Callable, Sequence
@@ -48,16 +50,30 @@ class Parser(argparse.ArgumentParser):
         self.exit(2, f"error: {message} ({self.prog} --help lists all flags)\n")
 
 
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)         # the disk is full, or one's share of it
+
+
 def cli(main: Callable[[argparse.Namespace], None], args: argparse.Namespace) -> None:
     """Run main(args); what the user can mend ends in one sentence and exit code 2."""
     try:
         main(args)
+        sys.stdout.flush()
+    except KeyboardInterrupt:
+        print("interrupted: what was finished is kept", file=sys.stderr, flush=True)
+        os._exit(130)                                      # does not wait for requests that are in flight
+    except BrokenPipeError:                                # the reader of the output, say head, has enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
     except (InputError, SandboxError, OSError) as error:
         said = str(error)
         if isinstance(error, OSError):
-            if not error.filename:                         # not a file that the user named
+            if error.errno in NO_ROOM:
+                where = error.filename or f"--out {getattr(args, 'out', '')}".rstrip()
+                said = f"{error.strerror} while writing to {where}: make room, and give the command again"
+            elif error.filename:
+                said = f"{error.strerror}: {error.filename!r}"
+            else:                                          # not a file that the user named
                 raise
-            said = f"{error.strerror}: {error.filename!r}"
         print(f"error: {said}", file=sys.stderr)
         sys.exit(2)
 

@@ -1,8 +1,11 @@
 """No training task may be a benchmark's: `python judge.py decontaminate`."""
 import argparse
+import os
 import re
 
-from plumbing.records import Record, append_jsonl
+from plumbing.cli import InputError
+from plumbing.records import Record, write_jsonl
+from plumbing.start import check_out
 from plumbing.tasks import question_of, read_records
 
 
@@ -22,6 +25,10 @@ def decontaminate(args: argparse.Namespace) -> None:
         enough = args.overlap * min(len(grams), len(others))
         return enough > 0 and len(grams & others) >= enough
 
+    for path in (args.tasks, *args.against):
+        if os.path.realpath(path) == os.path.realpath(args.out):
+            raise InputError(f"--out {args.out} is one of the files to be read: give another --out")
+    check_out(args.out, is_file=True)
     records = read_records(args.tasks)
     tasks = questions(args.tasks, records)
     drop: set[str] = set()
@@ -41,11 +48,12 @@ def decontaminate(args: argparse.Namespace) -> None:
         drop.update(exact, near)
 
     kept: set[str] = set()
-    with open(args.out, "w", encoding="utf-8") as file:
-        for (text, _), (_, record) in zip(tasks, records):
-            if text not in drop and text not in kept:
-                append_jsonl(file, record)
-                kept.add(text)
+    stay = []
+    for (text, _), (_, record) in zip(tasks, records):
+        if text not in drop and text not in kept:
+            stay.append(record)
+            kept.add(text)
+    write_jsonl(args.out, stay)
     dropped = sum(text in drop for text, _ in tasks)
     print(f"{args.tasks}: {len(tasks)} tasks, {dropped} dropped as benchmark questions, "
           f"{len(tasks) - dropped - len(kept)} as repeated, {len(kept)} kept in {args.out}")

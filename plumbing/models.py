@@ -21,8 +21,11 @@ def fault_of_folder(path: str) -> str | None:
     if os.path.isfile(path):
         return "it is a file, not the folder of a checkpoint"
     if os.path.isdir(path):
-        if not os.path.exists(os.path.join(path, "config.json")):
+        names = os.listdir(path)
+        if "config.json" not in names:
             return "it is a folder without config.json, so it holds no checkpoint"
+        if not any("token" in name or name.startswith(("vocab", "spiece")) for name in names):
+            return "it is a folder without a tokenizer (tokenizer.json, tokenizer_config.json)"
     elif path.count("/") > 1 or path[0] in "./~":
         return "there is no such folder"
     return None
@@ -31,16 +34,23 @@ def fault_of_folder(path: str) -> str | None:
 @contextlib.contextmanager
 def named_on_error(path: str) -> Iterator[None]:
     """Turn what Transformers says of a folder that holds no chat model into one line that names it."""
-    from huggingface_hub.errors import StrictDataclassError
-    from safetensors import SafetensorError
-    unusable = OSError, ValueError, ImportError, RuntimeError, SafetensorError, StrictDataclassError
     fault = fault_of_folder(path)
     if fault:
         raise InputError(f"cannot use the model {path!r}: {fault}")
+    from huggingface_hub.errors import StrictDataclassError
+    from jinja2 import TemplateError
+    from safetensors import SafetensorError
+    # whatever is raised of a torn file, or of one of another kind
+    foreign = (OSError, ValueError, TypeError, KeyError, AttributeError, AssertionError, RuntimeError,
+               ImportError, TemplateError, SafetensorError, StrictDataclassError)
     try:
         yield
-    except unusable as error:
-        said = " ".join(str(error).split())[:300]
+    except foreign as error:
+        said = " ".join(str(error).split())[:300] or type(error).__name__
+        if isinstance(error, SafetensorError):
+            said = f"its weights cannot be read ({said}): are they torn, or a pointer of Git LFS?"
+        elif isinstance(error, TemplateError):
+            said = f"its chat template is wrong: {said}"
         if not os.path.isdir(path):
             said = f"there is no such folder, and as a name on the hub: {said}"
         raise InputError(f"cannot use the model {path!r}: {said}") from None

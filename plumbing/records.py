@@ -1,14 +1,21 @@
 """JSON lines, in which the stages meet: records, torn files mended, files of ranks."""
+import io
 import json
 import math
 import os
-from collections.abc import Callable, Hashable, Iterable, Iterator
+from collections.abc import Callable, Collection, Hashable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, TextIO
 
 from plumbing.cli import InputError
+from plumbing.foreign import refuse_foreign
 
 Record = dict[str, Any]
+
+# What the records have that mps.py and eval.py read again.
+MPS_FIELDS = ("id", "question", "answer", "messages", "outcome", "interventions", "corrections", "usage")
+PREDICTION_FIELDS = ("group", "id", "run", "messages", "prediction", "stop", "score", "correct", "verdict",
+                     "metric")
 
 
 def as_list(answers: Any) -> list[str]:
@@ -20,13 +27,22 @@ def as_list(answers: Any) -> list[str]:
 
 # ---- reading ----
 
-def read_jsonl(path: str | Path) -> Iterator[tuple[int, Record]]:
-    """Yield (line number, object) of every line that holds one; InputError names the file and the line."""
+def read_jsonl(path: str | Path, fields: Collection[str] = ()) -> Iterator[tuple[int, Record]]:
+    """Yield (line number, object) of every line that holds one; InputError names the file and the line.
+
+    fields: what every object has if a stage of this project wrote it.
+    """
     try:
-        with open(path, encoding="utf-8-sig") as file:
-            yield from objects_of(path, file)
+        with open(path, "rb") as file:
+            refuse_foreign(path, file.peek(4096))
+            for n, record in objects_of(path, io.TextIOWrapper(file, encoding="utf-8-sig")):
+                for field in fields:
+                    if field not in record:
+                        raise InputError(f'{path}, line {n}: the field "{field}" is missing, so no stage '
+                                         "wrote this line: delete it, or give another folder")
+                yield n, record
     except UnicodeDecodeError as error:
-        raise InputError(f"cannot read {path}: {error}") from None
+        raise InputError(f"{path} is not UTF-8 text ({error}): write it as JSON lines in UTF-8") from None
     except OSError as error:
         raise InputError(f"cannot read {path}: {error.strerror or error}") from None
 
@@ -38,8 +54,8 @@ def objects_of(path: str | Path, lines: Iterable[str]) -> Iterator[tuple[int, Re
             continue
         try:
             record = json.loads(line)
-        except json.JSONDecodeError as error:
-            fault = f"not valid JSON ({error.msg}, column {error.colno})"
+        except (ValueError, RecursionError) as error:
+            fault = f"{fault_of_json(error)}: every line has to be one whole JSON object"
             if n == 1 and line.startswith("["):
                 fault = "the start of a JSON list: write one object a line first, with jq -c '.[]' FILE"
             raise InputError(f"{path}, line {n}: {fault}") from None
@@ -47,6 +63,15 @@ def objects_of(path: str | Path, lines: Iterable[str]) -> Iterator[tuple[int, Re
             raise InputError(f"{path}, line {n}: not a JSON object")
         if record:
             yield n, record
+
+
+def fault_of_json(error: ValueError | RecursionError) -> str:
+    """What is wrong with a text of which json.loads raised this."""
+    if isinstance(error, json.JSONDecodeError):
+        return f"not valid JSON ({error.msg.removesuffix(' at')}, column {error.colno})"
+    if isinstance(error, RecursionError):
+        return "nested too deeply to be read"
+    return "a number in it has too many digits"
 
 
 # ---- writing ----
@@ -86,8 +111,10 @@ def write_jsonl(path: str | Path, records: Iterable[Record]) -> None:
     os.replace(part, path)
 
 
-def resume_jsonl(path: str | Path) -> list[Record]:
-    """The records that a killed run left behind; a torn last line is cut off the file."""
+def resume_jsonl(path: str | Path, fields: Collection[str] = ()) -> list[Record]:
+    """The records that a killed run left behind; a torn last line is cut off the file.
+
+    fields: what they all have."""
     if not os.path.exists(path):
         return []
     with open(path, "rb+") as file:
@@ -96,16 +123,16 @@ def resume_jsonl(path: str | Path) -> list[Record]:
         try:
             json.loads(data[end:])
             file.write(b"\n")                              # only the line's end was lost
-        except ValueError:
+        except (ValueError, RecursionError):
             file.truncate(end)
-    return [record for _, record in read_jsonl(path)]
+    return [record for _, record in read_jsonl(path, fields)]
 
 
 def open_metrics(out: str, done: int, name: str = "metrics.jsonl") -> TextIO:
     """OUT/NAME for appending, cut back to the step that a resumed run starts from."""
     path = os.path.join(out, name)
     os.makedirs(out, exist_ok=True)
-    write_jsonl(path, [row for row in resume_jsonl(path) if row["step"] <= done])
+    write_jsonl(path, [row for row in resume_jsonl(path, ["step"]) if row["step"] <= done])
     return open(path, "a", encoding="utf-8")
 
 
@@ -117,12 +144,12 @@ def ranks_files(folder: str | Path, name: str) -> list[Path]:
 
 
 def read_parts(folder: str | Path, name: str, key: Callable[[Record], Hashable],
-               failed: Callable[[Record], bool]) -> dict[Hashable, Record]:
+               failed: Callable[[Record], bool], fields: Collection[str]) -> dict[Hashable, Record]:
     """All records of NAME.jsonl and of the ranks' files, by key. Of two with one key the later one counts,
-    unless it failed."""
+    unless it failed. fields: what each has."""
     records: dict[Hashable, Record] = {}
     for path in [Path(folder) / f"{name}.jsonl", *ranks_files(folder, name)]:
-        for record in resume_jsonl(path):
+        for record in resume_jsonl(path, fields):
             if key(record) not in records or not failed(record):
                 records[key(record)] = record
     return records

@@ -19,10 +19,10 @@ import json
 import sys
 from typing import Any
 
-from plumbing.cli import Help, InputError, cli
+from plumbing.cli import InputError, Parser, cli
 from plumbing.records import Record, append_jsonl
 from plumbing.tasks import read_records
-from plumbing.trajectory import Messages, Step
+from plumbing.trajectory import Messages, Step, fault_of_turns
 
 ROLES = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant"}
 
@@ -109,6 +109,9 @@ def conversation_of(given: Record) -> Record:
         if role not in ROLES:
             raise ValueError(f"a turn is {role}'s, which is none of {', '.join(ROLES)}")
         messages.append({"role": ROLES[role], "content": message.get("value") or message["content"]})
+    fault = fault_of_turns(messages)
+    if fault:
+        raise ValueError(f"its messages {fault}")
     answered = "final_answer_print(" in messages[-1]["content"]
     return {"id": id_of(messages), "question": messages[0]["content"], "answer": None, "messages": messages,
             "prediction": None, "correct": True, "stop": "answer" if answered else "max_steps",
@@ -174,8 +177,10 @@ def main(args: argparse.Namespace) -> None:
             try:
                 record = record_of(given)
             except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
-                fault = f"not a record of the release ({type(error).__name__}: {error})"
-                raise InputError(f"{path}, {place}: {fault}") from None
+                fault = str(error)
+                if isinstance(error, KeyError):
+                    fault = f"it has no field {error}"
+                raise InputError(f"{path}, {place}: not a record of the release ({fault})") from None
             if record is None:
                 failed += 1
             else:
@@ -185,6 +190,6 @@ def main(args: argparse.Namespace) -> None:
 
 
 if __name__ == "__main__":
-    p = argparse.ArgumentParser(prog="python -m plumbing.release", description=__doc__, formatter_class=Help)
+    p = Parser(__doc__, prog="python -m plumbing.release")
     p.add_argument("files", nargs="+", help="files of the release")
     cli(main, p.parse_args())

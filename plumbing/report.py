@@ -14,7 +14,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from plumbing.records import Record, read_jsonl
+from plumbing.records import MPS_FIELDS, PREDICTION_FIELDS, Record, read_jsonl
 from plumbing.results import read_results, results_table, short_name, summarize
 
 COLORS = ["#2563b8", "#d97706", "#178a5c", "#b0378a", "#6d5bd0", "#64748b"]              # --c0… of the page
@@ -29,11 +29,11 @@ Axes = Any                                                 # matplotlib's
 
 # ---- what a run folder holds ----
 
-def read_records(path: Path) -> list[Record]:
-    """The records of a file, none if there is no such file."""
+def read_records(path: Path, *fields: str) -> list[Record]:
+    """The records of a file, none if there is no such file. fields: what they all have."""
     if not path.exists():
         return []
-    return [record for _, record in read_jsonl(path)]
+    return [record for _, record in read_jsonl(path, fields)]
 
 
 def order(name: str) -> tuple[int, str]:
@@ -47,17 +47,22 @@ def order(name: str) -> tuple[int, str]:
 def collect(run_dir: str | Path) -> tuple[list[Record], list[Record], dict[str, list[Record]]]:
     """-> panels of charts, results, trajectories by source."""
     run_dir = Path(run_dir)
-    mps = read_records(run_dir / "mps.jsonl") or read_records(run_dir / "mps" / "mps.jsonl")
+    mps = []
+    for path in (run_dir / "mps.jsonl", run_dir / "mps" / "mps.jsonl"):
+        mps = mps or read_records(path, *MPS_FIELDS)
     checkpoints = sorted(run_dir.glob("ckpt/*"), key=lambda folder: order(folder.name))
     all_results = [read_results(path.parent) for path in run_dir.glob("eval/*/results.json")]
     all_results.sort(key=lambda results: (order(results["stage"]), results["decoding"]))
-    predictions = [read_records(results["folder"] / "predictions.jsonl") for results in all_results]
+    predictions = []
+    for results in all_results:
+        path = results["folder"] / "predictions.jsonl"
+        predictions.append(read_records(path, *PREDICTION_FIELDS))
 
-    sources = {"bc": read_records(run_dir / "bc.jsonl"), "mps": mps}
+    sources = {"bc": read_records(run_dir / "bc.jsonl", "messages"), "mps": mps}
     for results, predicted in zip(all_results, predictions):
         sources[f"eval {results['name']}"] = predicted
     for folder in checkpoints:
-        sources[f"rollouts {folder.name}"] = read_records(folder / "rollouts.jsonl")
+        sources[f"rollouts {folder.name}"] = read_records(folder / "rollouts.jsonl", "messages")
 
     panels: Panels = {}
     played = [task for task in mps if task["outcome"] != "failed"]
@@ -119,10 +124,10 @@ def add_interventions(panels: Panels, mps: list[Record]) -> None:
 
 def add_training(panels: Panels, folder: Path) -> None:
     """The numbers of metrics.jsonl over the steps, at most about 400 points of each."""
-    metrics = read_records(folder / "metrics.jsonl")
+    metrics = read_records(folder / "metrics.jsonl", "step")
     for row in metrics[::1 + len(metrics) // 400]:
         for field, number in row.items():
-            if field == "step" or number is None or not math.isfinite(number):
+            if field == "step" or not isinstance(number, (int, float)) or not math.isfinite(number):
                 continue
             title = field.replace("_", " ")
             for together in ("reward", "seconds"):         # one chart for reward, reward_correct …

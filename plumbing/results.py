@@ -157,11 +157,21 @@ def results_table(results: Record) -> str:
     return f"{results['name']}: {results['model']}, {results['sampling']}, runs: {k}\n{markdown(head, rows)}"
 
 
+def is_results(found: Record) -> bool:
+    """Whether an object has the form of results.json."""
+    rows = found.get("rows")
+    if not isinstance(rows, list) or not rows or not all(isinstance(row, dict) for row in rows):
+        return False
+    if not all({"group", "part", "metric", "mean"} <= set(row) for row in rows):
+        return False
+    return {"name", "decoding"} <= set(found)
+
+
 def read_results(folder: Path) -> Record:
     """results.json of a folder, with its `folder` and its `stage`: the name without -greedy or -sampled."""
     path = folder / "results.json"
     lines = [results for _, results in read_jsonl(path)]
-    if len(lines) != 1:
+    if len(lines) != 1 or not is_results(lines[0]):
         raise InputError(f"{path}: not the results of eval.py run, which are one line")
     results = lines[0]
     return results | {"stage": re.sub(r"-(greedy|sampled)$", "", results["name"]), "folder": folder}

@@ -1,6 +1,5 @@
 """Web search for the environment: a service or a local corpus, and a cache that processes share."""
 import argparse
-import json
 import os
 import random
 import sqlite3
@@ -12,6 +11,7 @@ from typing import Any
 
 from plumbing.chat_api import retry_after
 from plumbing.cli import InputError
+from plumbing.records import read_jsonl
 
 Search = Callable[[str], str]            # query -> text of the results
 
@@ -24,7 +24,11 @@ def search_from_args(args: argparse.Namespace) -> Search | None:
     """The search of --search and --search-cache."""
     try:
         return make_search(args.search, args.search_cache)
-    except (ValueError, OSError, ImportError, SearchFailed) as error:
+    except InputError:
+        raise                                              # it names the file
+    except OSError as error:
+        raise SearchFailed(f"--search {args.search} cannot be read: {error.strerror}") from None
+    except (ValueError, ImportError) as error:
         raise SearchFailed(f"--search {args.search} cannot be used: {error}") from None
 
 
@@ -71,7 +75,8 @@ def cached_search(search: Search, spec: str, path: str) -> Search:
             with closing(sqlite3.connect(path, timeout=60)) as db, db:     # waits for others, commits
                 return db.execute(statement, values).fetchone()
         except sqlite3.Error as error:
-            raise SearchFailed(f"the search cache {path}: {error}") from None
+            raise SearchFailed(f"--search-cache {path} cannot be used ({error}): give an SQLite file, or "
+                               "a new one in a folder that is there") from None
 
     def search_once(query: str) -> str:
         row = query_db("SELECT text FROM found WHERE spec = ? AND query = ?", spec, query)
@@ -106,6 +111,9 @@ def http_search(url: str, attempts: int = 12, timeout: float = 20) -> Search:
             wait = min(60.0, 2.0 ** attempt) * random.uniform(1, 1.5)        # not all threads at once
             try:
                 reply = requests.post(url, json={"q": query}, headers=headers, timeout=timeout)
+            except ValueError as error:                                      # it is no address
+                reason = str(error)
+                break
             except requests.RequestException as error:
                 reason = type(error).__name__
                 continue
@@ -141,15 +149,13 @@ def serper_results(reply: Any) -> list[tuple[str, str]] | None:
 def read_corpus(path: str) -> list[tuple[str, str]]:
     """[(title, text)] of a file of JSON lines."""
     corpus = []
-    with open(path, encoding="utf-8") as file:
-        for number, line in enumerate(file, 1):
-            try:
-                page = json.loads(line)
-                corpus.append((page["title"], page["text"]))
-            except (ValueError, KeyError, TypeError) as error:
-                raise ValueError(f'{path}, line {number}: not {{"title", "text"}}: {error!r}') from None
+    for number, page in read_jsonl(path):
+        for field in ("title", "text"):
+            if not isinstance(page.get(field), str):
+                raise SearchFailed(f'{path}, line {number}: the field "{field}" is missing or not a text')
+        corpus.append((page["title"], page["text"]))
     if not corpus:
-        raise ValueError(f"{path}: no pages")
+        raise SearchFailed(f"{path} is empty: it holds no page to search")
     return corpus
 
 

@@ -1,5 +1,6 @@
 """Before a run begins: are its flags right, and are they those of the results that are there already?"""
 import argparse
+import fcntl
 import importlib.util
 import json
 import os
@@ -41,11 +42,41 @@ def check_start(args: argparse.Namespace, out_is_file: bool = False) -> None:
     if "https:" in (given.get("search") or "") and not os.environ.get("SEARCH_API_KEY"):
         raise InputError(f"--search {args.search} needs the service's key in the environment variable "
                          "SEARCH_API_KEY (any text, if the service wants none)")
+    for name in ("model", "student", "tasks", "data", "val", "eval_tasks", "teacher_cache", "search_cache"):
+        if engine == "url" and name in ("model", "student"):
+            continue                                       # a name there, and no folder
+        check_overwrites(str(args.out), name, given.get(name))
     check_out(str(args.out), out_is_file)
-    for name in ("model", "student", "tasks"):
-        for path in as_paths(given.get(name)):
-            if os.path.realpath(path) == os.path.realpath(args.out) and os.path.exists(path):
-                raise InputError(f"--out {args.out} is what --{name} names: give another --out")
+    if not out_is_file:
+        claim(str(args.out))
+
+
+CLAIMED: dict[str, int] = {}                               # --out -> the open file that holds its lock
+
+
+def claim(out: str) -> None:
+    """InputError if another run writes to --out now. The lock lasts until this process ends."""
+    if rank_and_world()[0] > 0 or out in CLAIMED:
+        return
+    kind = os.O_RDONLY if os.path.isdir(out) else os.O_WRONLY | os.O_CREAT
+    file = os.open(out, kind, 0o666)
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(file)
+        raise InputError(f"--out {out} is in use by another run: wait for its end, or give "
+                         "another --out") from None
+    except OSError:                                        # a disk without locks
+        pass
+    CLAIMED[out] = file
+
+
+def check_overwrites(out: str, name: str, paths: Any) -> None:
+    """InputError if --out is what another flag names."""
+    for path in as_paths(paths):
+        if os.path.realpath(path) == os.path.realpath(out):
+            flag = name.replace("_", "-")
+            raise InputError(f"--out {out} is what --{flag} names: give another --out")
 
 
 def as_paths(given: Any) -> list[str]:
@@ -60,7 +91,8 @@ def check_endpoint(url: str, model: str) -> None:
     try:
         names = served_models(url, {})
     except TeacherDown:
-        raise InputError(f"--student-url {url}: nothing answers there") from None
+        raise InputError(f"--student-url {url}: nothing answers there; start the server first, or give its "
+                         "address") from None
     if names and model not in names:
         raise InputError(f"--student-url {url} does not list the model {model}, but {', '.join(names[:5])}")
 
@@ -68,17 +100,19 @@ def check_endpoint(url: str, model: str) -> None:
 def check_out(out: str, is_file: bool) -> None:
     """Make the folder that results go to. InputError if that cannot be, or it cannot be written to."""
     if is_file and os.path.isdir(out):
-        raise InputError(f"--out {out} is a folder, it must be a file, say {out.rstrip('/')}/bc.jsonl")
-    if not is_file and os.path.isfile(out):
+        raise InputError(f"--out {out} is a folder, it must be a file, say {out.rstrip('/')}/NAME.jsonl")
+    if is_file and os.path.exists(out) and not os.path.isfile(out):
+        raise InputError(f"--out {out} is a device or a pipe, it must be a file")
+    if not is_file and os.path.exists(out) and not os.path.isdir(out):
         raise InputError(f"--out {out} is a file, it must be a folder")
     folder = os.path.dirname(os.path.abspath(out)) if is_file else out
     try:
         os.makedirs(folder, exist_ok=True)
     except OSError as error:
         raise InputError(f"--out {out} cannot be made: {error.strerror} ({error.filename})") from None
-    place = out if os.path.exists(out) else folder
-    if not os.access(place, os.W_OK):
-        raise InputError(f"--out {out} cannot be written to: no permission for {place}")
+    for place in (out, folder):
+        if os.path.exists(place) and not os.access(place, os.W_OK):
+            raise InputError(f"--out {out} cannot be written to: no permission for {place}")
 
 
 def need_package(package: str, flag: str, install: str) -> None:
@@ -128,6 +162,7 @@ MAY_CHANGE = {
     "val", "val_every", "show", "show_every", "save_every", "wandb", "max_logp_gap",
     "greedy",                                              # another word for --temperature 0
 }
+PATHS = {"model", "student", "data", "eval_tasks"}         # of the others: compared however they are spelled
 
 
 def check_resume(args: argparse.Namespace, records: Collection[Record], tasks: Iterable[Record], *,
@@ -173,15 +208,18 @@ def refuse_other_flags(args: argparse.Namespace, results: str, may_change: tuple
     try:
         with open(path, encoding="utf-8") as file:
             saved = json.load(file)
-        before = saved["args"]
-    except (ValueError, TypeError, KeyError):
-        raise InputError(f"{path} does not say how {results} was made: give another --out") from None
+    except (ValueError, RecursionError):
+        saved = None
+    before = saved.get("args") if isinstance(saved, dict) else None
+    if not isinstance(before, dict):
+        raise InputError(f"{path} does not say how {results} was made: give another --out")
+    folder = str(saved.get("folder", ""))
     made = []
     asked = []
     for name, now in vars(args).items():
         if name not in before or name in MAY_CHANGE or name in may_change:
             continue
-        if not same_value(name, before[name], now, saved.get("folder", "")):
+        if not same_value(name, before[name], now, folder):
             made.append(spelled(name, before[name]))
             asked.append(spelled(name, now))
     if made:
@@ -195,16 +233,41 @@ def same_value(name: str, before: Any, now: Any, folder: str) -> bool:
         return (before is None) == (now is None)
     if name == "teacher_model" and None in (before, now):  # the one that is served, whichever it is
         return True
-    if isinstance(before, list) and isinstance(now, list):
-        pairs = zip(sorted(map(str, before)), sorted(map(str, now)))
-        return len(before) == len(now) and all(same_value(name, a, b, folder) for a, b in pairs)
-    if isinstance(before, str) and now is not None:        # names, and paths however they are spelled
-        now = str(now)
-        if name == "search" and before.startswith("http") and now.startswith("http"):
-            return True                                    # a service, wherever it is
-        same_place = os.path.realpath(os.path.join(folder, before)) == os.path.realpath(now)
-        return same_place or os.path.normpath(before) == os.path.normpath(now)
+    if name == "search":
+        return same_search(before or "none", now or "none", folder)
+    if name not in PATHS or None in (before, now):
+        return before == now
+    if not isinstance(before, list):
+        return same_place(str(before), str(now), folder)
+    left = list(before)                                    # files, in whichever order
+    for path in now:
+        same = [old for old in left if same_place(str(old), str(path), folder)]
+        if not same:
+            return False
+        left.remove(same[0])
+    return not left
+
+
+def same_search(before: str, now: str, folder: str) -> bool:
+    """Whether two values of --search find the same: a service wherever it is, or one file."""
+    if before.startswith("http") and now.startswith("http"):
+        return True
+    if before.startswith("local:") and now.startswith("local:"):
+        return same_place(before.removeprefix("local:"), now.removeprefix("local:"), folder)
     return before == now
+
+
+def same_place(before: str, now: str, folder: str) -> bool:
+    """Whether two paths, or names on the hub, are one; `before` was given in `folder`.
+
+    Of a path that is no longer there, as after all was moved, only the spelling can be compared.
+    """
+    there = os.path.join(folder, before)
+    if os.path.realpath(there) == os.path.realpath(now):
+        return True
+    if os.path.exists(there) and os.path.exists(now):
+        return False
+    return os.path.normpath(before) == os.path.normpath(now)
 
 
 def spelled(name: str, value: Any) -> str:

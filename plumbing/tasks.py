@@ -3,7 +3,6 @@
 What cannot be read is refused in one sentence that names file, line and field. What a text agent cannot be
 asked, or has no public answer, is left out, and a printed line says how many such tasks there were.
 """
-import codecs
 import hashlib
 import io
 import json
@@ -14,8 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from plumbing.cli import InputError
+from plumbing.foreign import ENCRYPTED, refuse_foreign
 from plumbing.ranks import rank_and_world
-from plumbing.records import Record, objects_of
+from plumbing.records import Record, fault_of_json, objects_of
 
 # Names of fields, the first one ours. Capitals, spaces and hyphens make no difference: see plain_field.
 FIELDS = {"id": ("id", "_id", "unique_id", "task_id"),
@@ -23,29 +23,6 @@ FIELDS = {"id": ("id", "_id", "unique_id", "task_id"),
           "answer": ("answer", "true_answer", "answers", "golden_answers", "final_answer", "target")}
 ALIASES = "answer_aliases"                                 # MuSiQue: further accepted answers
 LISTS = ("data", "rows", "questions", "examples", "instances")     # of one object: its records
-
-# What a file may be in place of JSON: its first bytes, and what to do.
-PARQUET = ("a Parquet table: write it as JSON lines first, in pandas "
-           "read_parquet(FILE).to_json(OUT, orient='records', lines=True)")
-ARROW = "an Arrow table: write it as JSON lines first, in datasets Dataset.from_file(FILE).to_json(OUT)"
-CSV = ("a table: write it as JSON lines first, in pandas "
-       "read_csv(FILE).to_json(OUT, orient='records', lines=True)")
-ENCRYPTED = ('encrypted, as its field "canary" says (xBench, BrowseComp): decrypt question and answer with '
-             "xor_decrypt of github.com/xbench-ai/xbench-evals and write them as JSON lines")
-COMPRESSED = "compressed: unpack it first, with gunzip, zstd -d, bunzip2 or unxz"
-UTF16 = "UTF-16 text: write it as UTF-8 first, with iconv"
-FOREIGN = {b"PAR1": PARQUET,
-           b"ARROW1": ARROW,
-           b"\xff\xff\xff\xff": ARROW,
-           b"\x1f\x8b": COMPRESSED,
-           b"\x28\xb5\x2f\xfd": COMPRESSED,
-           b"BZh": COMPRESSED,
-           b"\xfd7zXZ": COMPRESSED,
-           b"PK": "a zip archive or an Excel table: unpack it, or write it as JSON lines first",
-           b"version https://git-lfs": "only a pointer of Git LFS: get the file itself with git lfs pull",
-           b"<": "a web page: download the raw file in its place",
-           codecs.BOM_UTF16_LE: UTF16,
-           codecs.BOM_UTF16_BE: UTF16}
 
 
 # ---- files ----
@@ -56,13 +33,7 @@ def read_text(path: str | Path) -> str:
         data = Path(path).read_bytes()                     # once: it may be a pipe
     except OSError as error:
         raise InputError(f"cannot read {path}: {error.strerror or error}") from None
-    start = data[:4096].removeprefix(codecs.BOM_UTF8).lstrip()
-    for beginning, what in FOREIGN.items():
-        if start.startswith(beginning):
-            raise InputError(f"{path} is {what}")
-    if Path(path).suffix.lower() in (".csv", ".tsv"):
-        header = start.split(b"\n")[0].lower()
-        raise InputError(f"{path} is {ENCRYPTED if b'canary' in header else CSV}")
+    refuse_foreign(path, data[:4096])
     try:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -97,15 +68,18 @@ def list_of(path: str | Path, text: str) -> list | None:
     """The records of a text that is one JSON value; None for JSON lines."""
     try:
         whole = json.loads(text)
+    except RecursionError:
+        raise InputError(f"{path} is nested too deeply to be read") from None
     except json.JSONDecodeError as error:
         extra = error.msg == "Extra data"                  # one value was whole, and there is more
         if text.lstrip().startswith("[") and not extra:
-            where = f"line {error.lineno}: not valid JSON ({error.msg}, column {error.colno})"
-            raise InputError(f"{path}, {where}") from None
+            raise InputError(f"{path}, line {error.lineno}: {fault_of_json(error)}") from None
         if text.lstrip().startswith("{") and extra and "\n" in text[:error.pos].strip():
             raise InputError(f"{path}, line 1: an object goes over several lines: write one object a line, "
                              "with jq -c . FILE") from None
         return None
+    except ValueError as error:                            # a number of thousands of digits
+        raise InputError(f"{path} cannot be read: {fault_of_json(error)}") from None
     if isinstance(whole, list):
         return whole
     if isinstance(whole, dict) and name_in(whole, "question") is None:
@@ -163,7 +137,7 @@ def question_of(path: str | Path, place: str, record: Record) -> str:
         raise missing(path, place, record, "question")
     question = record[name]
     if not isinstance(question, str):
-        raise InputError(f'{path}, {place}: the field "{name}" is not a text')
+        raise InputError(f'{path}, {place}: the field "{name}" is not a text, and the question has to be one')
     if given(record, "canary") and re.fullmatch(r"[A-Za-z0-9+/]{16,}=*", question):
         raise InputError(f"{path} is {ENCRYPTED}")
     return question.encode("utf-8", "replace").decode()    # no tokenizer takes half of a surrogate pair
@@ -228,8 +202,9 @@ def answer_texts(answer: Any) -> list[str]:
 
 def why_left_out(record: Record, answers: list[str]) -> str | None:
     """Why a text agent cannot be asked this task, or its answer not be scored; None if all is well."""
-    if any(given(record, name) for name in ("image", "images", "has_image")):
-        return "with an image"                             # HLE
+    for key in record:                                     # HLE; OlympiadBench's image_1, image_2 …
+        if re.fullmatch(r"image(s|_\d+)?|has_image", plain_field(key)) and given(record, plain_field(key)):
+            return "with an image"
     if given(record, "file_name"):
         return "with an attached file"                     # GAIA
     if answers in (["?"], ["<unk>"]):
@@ -284,6 +259,8 @@ def task_id(given_id: Any, question: str, places: dict[str, str], path: str | Pa
         if name in places:                                 # the same question twice
             name += "-" + place.split()[1]
         return name
+    if isinstance(given_id, (list, dict)):
+        raise InputError(f'{path}, {place}: the field "id" is neither a text nor a number')
     name = str(given_id)
     if name in places:
         raise InputError(f'{path}, {place}: the id "{name}" was used before, in {places[name]}')

@@ -21,6 +21,37 @@ def step_of(messages: Messages) -> int:
     return sum(m["role"] == "assistant" for m in messages)
 
 
+def fault_of_turns(messages: Any, last: str | None = None) -> str | None:
+    """What is wrong with a record's messages; None for texts of user and assistant in alternation, the user
+    first. last: who the last turn has to be by."""
+    form = "must be turns of user and assistant in alternation, each with a text"
+    if not isinstance(messages, list) or not messages:
+        return form
+    for i, message in enumerate(messages):
+        role = "assistant" if i % 2 else "user"
+        if not isinstance(message, dict) or message.get("role") != role:
+            return form
+        if not isinstance(message.get("content"), str):
+            return form
+    if last is not None and messages[-1]["role"] != last:
+        return f"must end with a turn of the {last}"
+    return None
+
+
+def fault_of_start(record: dict[str, Any]) -> str | None:
+    """What is wrong with a record that RL is to start from; None if all is well."""
+    for field in ("id", "question", "answer", "messages"):
+        if not record.get(field):
+            return f"field `{field}` is missing or empty"
+    fault = fault_of_turns(record["messages"], last="user")
+    if fault:
+        return f"field `messages` {fault}"
+    for step in (record.get("chosen"), record.get("rejected"), *(record.get("also_rejected") or [])):
+        if step is not None and not (isinstance(step, dict) and {"content", "observation"} <= set(step)):
+            return "`chosen` and `rejected` must be steps with content and observation, or null"
+    return None
+
+
 def prefix(messages: Messages, step: int) -> Messages:
     """What stands before a step: the question, and every earlier step with its observation."""
     return messages[:1 + 2 * step]

@@ -3,11 +3,15 @@ import argparse
 import importlib
 import json
 import os
+import shutil
+import subprocess
+import sys
 
 import pytest
 import torch
 
 import bc
+import env
 import eval as evaluate
 import grpo_short
 import judge
@@ -15,9 +19,12 @@ import mps
 import sft
 from conftest import ROOT, script
 from plumbing import start
+from plumbing.chat_api import served_models
+from plumbing.checkpoints import load_state
 from plumbing.cli import InputError, Parser
-from plumbing.models import named_on_error
-from plumbing.records import append_jsonl
+from plumbing.models import load_model, named_on_error
+from plumbing.records import append_jsonl, resume_jsonl
+from plumbing.search import make_search
 from test_stages import lines, tasks, write
 
 URL = "--teacher-url http://127.0.0.1:9"
@@ -483,3 +490,209 @@ def test_the_whole_script_ends_in_the_sentence():
     done = script("sft.py", "--model", "m", "--data", "d", "--out", "o", "--lr", "nan", check=False)
     assert (done.returncode, done.stdout) == (2, "") and not os.path.exists(os.path.join(ROOT, "o"))
     assert done.stderr == "error: --lr nan is not a finite number (sft.py --help lists all flags)\n"
+
+
+# ---- what may happen to a run ----
+
+def two_lines(path, second):
+    write(path, [{"id": "a", "question": "Q?", "answer": "1"}])
+    path.write_text(path.read_text() + second)
+    return path
+
+
+@pytest.mark.parametrize("second, words", [
+    ('{"id": "b", "ques', "line 2: not valid JSON (Invalid control character, column 18): every line has to be one whole JSON object"), ("\0\0\0\0\n", "line 2: not valid JSON"),
+    ('{"a":' * 100000, "line 2: nested too deeply"), ('{"a": ' + "1" * 5000 + "}", "line 2: a number in it has too many digits"),
+    ('[1]', "line 2: not a JSON object"), ('{"x": 1}', 'line 2: the field "id" is missing, so no stage wrote this line')])
+def test_a_wrong_line_in_the_middle_is_named(second, words, tmp_path):
+    path = two_lines(tmp_path / "r.jsonl", second + '\n{"id": "c"}\n')
+    with pytest.raises(InputError) as refused:
+        resume_jsonl(path, ["id"])
+    assert f"{path}, {words}" in str(refused.value) and "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize("end", ['{"id": "b", "ques', "\0\0\0\0", '{"a":' * 100000])
+def test_a_torn_end_is_cut_off(end, tmp_path):
+    assert [record["id"] for record in resume_jsonl(two_lines(tmp_path / "r.jsonl", end))] == ["a"]
+
+
+@pytest.mark.parametrize("content, words", [
+    (b"PAR1\x15\x04", "is a Parquet table"), (b"\x1f\x8b\x08", "is compressed"), (b"\xff\xfe\0\0a\0\0\0", "is UTF-32 text"),
+    (b"\xff\xfea\0", "is UTF-16 text"), (b"<?xml version='1.0'?>", "is XML"), (b'{"a": "\xe9"}', "is not UTF-8 text")])
+def test_every_stage_knows_what_is_no_json(content, words, tmp_path):
+    path = tmp_path / "d.jsonl"
+    path.write_bytes(content)
+    with pytest.raises(InputError, match=f"d.jsonl {words}"):
+        sft.load_examples([str(path)], None, 9)
+    with pytest.raises(InputError, match=f"d.jsonl {words}"):
+        make_search(f"local:{path}")
+
+
+GOOD = [{"role": "user", "content": "Q?"}, {"role": "assistant", "content": "a"}, {"role": "user", "content": "o"}]
+STEP = {"content": "a", "observation": "b"}
+
+
+@pytest.mark.parametrize("messages", [5, "hello", {"role": "user"}, [], [5, 6], [{"role": "user"}], GOOD[1:], [GOOD[0], GOOD[0]],
+                                      [{"role": "system", "content": "s"}, *GOOD], [*GOOD[:2], {"role": "user", "content": None}]])
+def test_messages_of_another_form_are_refused(messages, tmp_path):
+    path = write(tmp_path / "d.jsonl", [{"id": "a", "question": "Q?", "answer": "1", "messages": messages}])
+    for read in (lambda: sft.load_examples([path], None, 9), lambda: grpo_short.load_starts(path, True)):
+        with pytest.raises(InputError, match="d.jsonl, line 1: field `messages` (must be turns of|is missing)"):
+            read()
+
+
+@pytest.mark.parametrize("more, words", [
+    ({"messages": GOOD[:2]}, "must end with a turn of the user"), ({"chosen": "x"}, "`chosen` and `rejected` must be steps"),
+    ({"chosen": STEP, "rejected": {"content": "x"}}, "must be steps"), ({"also_rejected": ["x"]}, "must be steps"),
+    ({"answer": None}, "field `answer` is missing or empty; --data is the rl.jsonl of mps.py")])
+def test_starts_of_another_form_are_refused(more, words, tmp_path):
+    record = {"id": "a", "question": "Q?", "answer": "1", "messages": GOOD[:1], "chosen": STEP, "rejected": STEP}
+    assert grpo_short.load_starts(write(tmp_path / "rl.jsonl", [record | {"rejected": None, "also_rejected": None}]), True)
+    with pytest.raises(InputError, match=words):
+        grpo_short.load_starts(write(tmp_path / "rl.jsonl", [record | more]), True)
+
+
+def test_a_key_step_without_a_rejected_one_has_a_reward():
+    """The release has such starts."""
+    played = {"stop": "max_steps", "question": "Q?", "answer": "1", "prediction": None, "key": 0, "chosen": STEP, "rejected": None,
+              "also_rejected": None, "messages": [GOOD[0], {"role": "assistant", "content": "c"}, GOOD[2]]}
+    args = parse("grpo_short")
+
+    class Other:
+        same_step = staticmethod(lambda *_: False)
+    assert grpo_short.reward(played, Other, args)[0] == 0.1
+
+
+@pytest.mark.parametrize("text", ["5", "[]", '{"args": 5}', '{"args": ["model"]}', '{"args": null}', "[" * 100000, "\0"])
+def test_torn_files_of_flags(text, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    finished(parse("sft"))
+    (tmp_path / "o" / "args.json").write_text(text)
+    with pytest.raises(InputError, match="o/args.json does not say how o was made"):
+        start.finished_before(parse("sft"))
+
+
+@pytest.mark.parametrize("name, before, now", [
+    ("sft", "--data a.jsonl HERE/b.jsonl", "--data HERE/a.jsonl b.jsonl"), ("sft", "--data x/../a b", "--data b a"),
+    ("grpo_short", "--search local:c.jsonl", "--search local:./c.jsonl"), ("grpo_short", "--search local:c.jsonl", "--search local:HERE/c.jsonl"),
+    ("grpo_short", "--search none", ""), ("grpo_short", "", "--search none"), ("grpo_short", "--eval-tasks e", "--eval-tasks ./e")])
+def test_places_are_compared_however_they_are_spelled(name, before, now, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    finished(parse(name, before.replace("HERE", str(tmp_path))))
+    assert start.finished_before(parse(name, now.replace("HERE", str(tmp_path))))
+
+
+def test_the_same_spelling_in_another_folder_is_another_model(tmp_path, monkeypatch):
+    for folder in ("one", "two"):
+        (tmp_path / folder / "m").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "one")
+    finished(parse("sft", f"--out {tmp_path}/o"))
+    monkeypatch.chdir(tmp_path / "two")
+    with pytest.raises(InputError, match="--model m, not with --model m"):
+        start.finished_before(parse("sft", f"--out {tmp_path}/o"))
+    os.rename(tmp_path / "one", tmp_path / "gone")         # all was moved: only the spelling is left
+    assert start.finished_before(parse("sft", f"--out {tmp_path}/o"))
+
+
+@pytest.mark.parametrize("name, flags, words", [
+    ("bc", "--out /dev/null", "is a device or a pipe"), ("bc", "--teacher-cache o", "is what --teacher-cache names"),
+    ("bc", "--search-cache ./o", "is what --search-cache names"), ("sft", "--data d o", "is what --data names"),
+    ("grpo_short", "--eval-tasks o/", "is what --eval-tasks names"), ("mps", "--out /dev/null", "is a file, it must be a folder|device")])
+def test_an_out_that_would_overwrite_or_vanish(name, flags, words, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InputError, match=words):
+        start.check_start(parse(name, flags), out_is_file=name == "bc")
+
+
+def test_a_name_at_an_endpoint_is_no_folder(teacher_url, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    start.check_start(parse("eval", f"--engine url --student-url {teacher_url} --model toy-teacher --out toy-teacher"))
+
+
+@pytest.mark.parametrize("is_file", [True, False])
+def test_two_runs_at_once_are_refused(is_file, tmp_path, monkeypatch):
+    out = tmp_path / "o"
+    if not is_file:
+        out.mkdir()
+    start.claim(str(out))
+    start.claim(str(out))                                  # of this very run
+    code = f"from plumbing.start import claim; claim({str(out)!r})"
+    other = [sys.executable, "-c", code]
+    done = subprocess.run(other, cwd=ROOT, capture_output=True, text=True)
+    assert f"--out {out} is in use by another run" in done.stderr
+    os.close(start.CLAIMED.pop(str(out)))
+    assert subprocess.run(other, cwd=ROOT).returncode == 0
+
+
+@pytest.mark.parametrize("raised, code, words", [
+    (KeyboardInterrupt(), 130, "interrupted: what was finished is kept"), (BrokenPipeError(32, "Broken pipe"), 1, ""),
+    (OSError(28, "No space left on device"), 2, "error: No space left on device while writing to --out o: make room, and give the command again"),
+    (OSError(27, "File too large", "x.part"), 2, "error: File too large while writing to x.part: make room"),
+    (PermissionError(13, "Permission denied", "x"), 2, "error: Permission denied: 'x'")])
+def test_how_a_run_may_end(raised, code, words):
+    program = f"import argparse; from plumbing.cli import cli\ndef main(args): raise {raised!r}\ncli(main, argparse.Namespace(out='o'))"
+    if getattr(raised, "filename", None):
+        program = program.replace(repr(raised), f"OSError({raised.errno}, {raised.strerror!r}, {raised.filename!r})")
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == code and done.stderr.startswith(words) and done.stderr.count("\n") <= 1
+
+
+@pytest.mark.parametrize("file, content, words", [
+    ("config.json", b"[]", "cannot use the model"), ("config.json", b"{", "not a valid JSON file"), ("model.safetensors", b"", "its weights cannot be read"),
+    ("model.safetensors", b"version https://git-lfs.github.com/spec/v1\n", "its weights cannot be read .* Git LFS"),
+    ("chat_template.jinja", b"{% for m in %}", "its chat template is wrong"), ("tokenizer.json", b"{", "cannot use the model")])
+def test_a_torn_checkpoint_is_one_sentence(file, content, words, checkpoint, tmp_path):
+    broken = tmp_path / "ckpt"
+    shutil.copytree(checkpoint, broken)
+    (broken / file).write_bytes(content)
+    with pytest.raises(InputError, match=words) as refused:
+        env.load_chat(str(broken))
+        load_model(str(broken), torch.float32)
+    assert str(broken) in str(refused.value) and "\n" not in str(refused.value)
+
+
+def test_missing_parts_of_a_checkpoint_are_named(checkpoint, tmp_path):
+    from safetensors.torch import load_file, save_file
+    shutil.copytree(checkpoint, tmp_path / "ckpt")
+    weights = load_file(tmp_path / "ckpt" / "model.safetensors")
+    weights.pop("model.norm.weight")
+    save_file(weights, tmp_path / "ckpt" / "model.safetensors", {"format": "pt"})
+    with pytest.raises(InputError, match="lacks 1 of its weights, the first is model.norm.weight"):
+        load_model(str(tmp_path / "ckpt"), torch.float32)
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        os.remove(tmp_path / "ckpt" / name)
+    with pytest.raises(InputError, match="without a tokenizer"):
+        env.load_chat(str(tmp_path / "ckpt"))
+
+
+@pytest.mark.parametrize("url", ["htp://foo", "http://", "http://[::1", "http://a..b/", "http://127.0.0.1:99999", "http://b\u00f6se..host/"])
+def test_what_is_no_address_is_said(url):
+    with pytest.raises(InputError, match="no teacher answers at .*: start it first, or give its address"):
+        served_models(url, {})
+
+
+def test_tables_overwrite_no_results(tmp_path):
+    done = script("eval.py", "table", tmp_path, "--out", tmp_path / "results.json", check=False)
+    assert done.returncode == 2 and "must be a new file for text, such as table.md" in done.stderr
+
+
+@pytest.mark.parametrize("more, words", [({"steps": [1]}, '"steps" is empty or not a list of texts'), ({"label": True}, '"label" is neither -1 nor'),
+                                         ({"label": 2}, "2 steps, which count from 0"), ({"label": -2}, '"label" is neither')])
+def test_audit_needs_steps_and_a_label_among_them(more, words, tmp_path, teacher_url):
+    record = {"id": "a", "problem": "Q?", "steps": ["x", "y"], "label": 1, **more}
+    args = judge.parse_args(["audit", "--data", str(write(tmp_path / "p.jsonl", [record])), "--teacher-url", teacher_url])
+    with pytest.raises(InputError, match=words):
+        judge.audit(args)
+
+
+@pytest.mark.parametrize("error", [RuntimeError("failed finding\ncentral directory"), AssertionError(), ValueError("embedded null byte"), EOFError()])
+def test_a_torn_state_is_named(error, tmp_path):
+    (tmp_path / "state").mkdir()
+    (tmp_path / "state" / "latest").write_text("step-9")
+
+    class Torn:
+        def load_checkpoint(self, folder):
+            raise error
+    with pytest.raises(InputError, match=r"state cannot be read \(.+\): delete it to begin anew") as refused:
+        load_state(Torn(), str(tmp_path))
+    assert "\n" not in str(refused.value)

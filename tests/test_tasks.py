@@ -13,6 +13,7 @@ from conftest import ROOT
 sys.path.insert(0, ROOT)
 import grpo_short  # noqa: E402
 import sft  # noqa: E402
+from plumbing.benchmarks import benchmark_of, gaia_level  # noqa: E402
 from plumbing.cli import InputError  # noqa: E402
 from plumbing.tasks import read_records, read_tasks  # noqa: E402
 
@@ -163,6 +164,13 @@ REFUSED = {
     "xBench as JSON lines": ("t.jsonl", lines({"prompt": SECRET, "answer": SECRET, "canary": "xbench"}), "is encrypted"),
     "BrowseComp": ("t.jsonl", lines({"problem": SECRET, "answer": SECRET, "canary": "b"}), "is encrypted"),
     "no JSON": ("t.txt", b"What is 1 + 1? 2\n", "t.txt, line 1: not valid JSON"),
+    "UTF-32": ("t.jsonl", lines(QA).encode("utf-32"), "is UTF-32 text: .*iconv"),
+    "XML": ("t.xml", b'<?xml version="1.0"?><ProblemSet/>', "is XML: write it as JSON lines first"),
+    "FRAMES": ("t.tsv", b"\tPrompt\tAnswer\n0\tb\ta\n", r"is a table: .*read_csv\(FILE, sep='\\t'\)"),
+    "BrowseComp's CSV": ("t.csv", b"problem,answer,problem_topic,canary\n", "is encrypted, .*simple-evals"),
+    "too deep": ("t.json", b"[" * 100000, "t.json is nested too deeply to be read"),
+    "too many digits": ("t.jsonl", lines(QA) + '{"question": "b", "answer": ' + "1" * 5000 + "}", "line 2: a number in it has too many digits"),
+    "an id that is a list": ("t.jsonl", lines({"id": [1], **QA}), 'line 1: the field "id" is neither a text nor a number'),
     "a torn line": ("t.jsonl", lines(QA) + '{"question": ', "t.jsonl, line 2: not valid JSON"),
     "a torn list": ("t.json", '[\n{"question": "a", "answer": "1"},\n{"question"', "t.json, line 3: not valid JSON"),
     "one quote too many": ("t.json", '[{"question": "a"b"}]', "t.json, line 1: not valid JSON .*column 18"),
@@ -232,6 +240,7 @@ LEFT_OUT = {
     "TriviaQA's test split": ({"question": "b", "answer": {"value": "<unk>", "aliases": []}}, '1 whose answer is not public ("<unk>")'),
     "GAIA's files": ({"Question": "b", "Final answer": "5", "file_name": "c6.xlsx"}, "1 with an attached file"),
     "HLE's images": ({"question": "b", "answer": "5", "image": "data:image/png;base64,x"}, "1 with an image"),
+    "OlympiadBench's images": ({"question": "b", "answer": "5", "image_1": {"bytes": "x"}, "image_2": None}, "1 with an image"),
     "an image as an object": ({"question": "b", "answer": "5", "image": {"bytes": "x", "path": None}}, "1 with an image"),
     "ARPO's copy of HLE": ({"question": "b", "answer": "5", "has_image": True}, "1 with an image"),
     "MuSiQue-Full": ({"id": "x", "question": "b", "answer": "5", "answer_aliases": [], "answerable": False},
@@ -242,7 +251,7 @@ LEFT_OUT = {
 @pytest.mark.parametrize("name", LEFT_OUT)
 def test_what_a_text_agent_cannot_be_asked_is_left_out_and_counted(name, tmp_path, capsys, monkeypatch):
     record, reason = LEFT_OUT[name]
-    path = written(tmp_path, "t.jsonl", lines({**record, **QA, "answerable": True, "file_name": "", "image": "", "has_image": False,
+    path = written(tmp_path, "t.jsonl", lines({**record, **QA, "answerable": True, "file_name": "", "image": "", "has_image": False, "image_1": None,
                                                "Question": "", "Final answer": "", "id": "x"}, record))
     assert [task["question"] for task in read_tasks(path)] == ["Q?"]
     assert capsys.readouterr().out == f"{path}: 1 tasks; left out: {reason}\n"
@@ -276,7 +285,9 @@ def test_decontaminate_reads_the_same_forms(tmp_path):
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0 and out.read_text() == lines(rows[1]), done.stderr
     done = subprocess.run([*command[:-1], "/proc/x/y"], capture_output=True, text=True)
-    assert done.returncode == 2 and done.stderr == "error: No such file or directory: '/proc/x/y'\n"
+    assert done.returncode == 2 and done.stderr == "error: --out /proc/x/y cannot be made: No such file or directory (/proc/x)\n"
+    done = subprocess.run([*command[:-1], tasks], capture_output=True, text=True)
+    assert done.returncode == 2 and f"--out {tasks} is one of the files to be read" in done.stderr
 
 
 @pytest.mark.parametrize("script", ["bc.py", "mps.py"])
@@ -374,10 +385,10 @@ def test_released_evaluations(evaluation, correct, tmp_path):
 @pytest.mark.parametrize("record, message", [
     ({"id": "a", "question": "Q?", "true_answer": "4"}, "it is a task, and all scripts read the release's tasks as they are"),
     ({"BC_init": {"file_name": "x"}}, "it has neither original_task_info nor conversations nor prompt"),
-    (trajectory(steps=[{"thought": "x"}]), "KeyError: 'is_finished'"),
+    (trajectory(steps=[{"thought": "x"}]), "it has no field 'is_finished'"),
     ({"prompt": [{"role": "system", "content": "x"}], "chosen": "", "rejected": "", "chosen_observation": "",
       "rejected_observation": "", "gt_answer": "4"}, "its prompt does not begin with the question"),
-    ({"prompt": [{"role": "user", "content": "x"}], "extra_info": {"answer": "4"}}, "KeyError: 'chosen_step'"),
+    ({"prompt": [{"role": "user", "content": "x"}], "extra_info": {"answer": "4"}}, "it has no field 'chosen_step'"),
     ({"conversations": []}, "not a record of the release")])
 def test_what_the_release_does_not_hold_is_named(record, message, tmp_path):
     done, _ = released(tmp_path, [record])
@@ -388,3 +399,25 @@ def test_what_the_release_does_not_hold_is_named(record, message, tmp_path):
 def test_read_records_gives_the_place(tmp_path):
     assert read_records(written(tmp_path, "t.jsonl", "\n" + lines(QA))) == [("line 2", QA)]
     assert read_records(written(tmp_path, "t.json", json.dumps([QA]))) == [("item 1", QA)]
+
+
+# ---- names ----
+
+@pytest.mark.parametrize("path, name", [
+    ("aime/2024.jsonl", "AIME24"), ("aime/2025/test.jsonl", "AIME25"), ("AIME/aime_2024_problems.jsonl", "AIME24"),
+    ("aime24_25.jsonl", "aime24_25"), ("aime2026.jsonl", "aime2026"), ("gaia/2023/validation/metadata.jsonl", "GAIA"), ("gaia_lv3.jsonl", "GAIA"),
+    ("GAIA/level2.jsonl", "GAIA"), ("gaia/train/metadata.jsonl", "metadata"), ("HLE-Gold.jsonl", "HLE"), ("hotpotqa_test_500_seed42.jsonl", "HotpotQA"),
+    ("hle/data/mine.jsonl", "mine"), ("hle/mine.jsonl", "HLE"), ("nq_hotpotqa.jsonl", "nq_hotpotqa"), ("hotpotqa/train.jsonl", "train"),
+    ("2wiki_train_1000.jsonl", "2wiki_train_1000"), ("musique/data/dev.jsonl", "MuSiQue"), ("xbench/DeepSearch.jsonl", "xBench"), ("MATH/test.jsonl", "MATH")])
+def test_the_benchmark_of_a_file(path, name):
+    assert benchmark_of("/somewhere/" + path) == name
+
+
+def test_the_level_of_gaia_in_a_name():
+    assert [gaia_level({}, f"/x/{name}.jsonl", None) for name in ("gaia_lv3", "gaia_lvl2", "level1", "gaia_2023")] == ["3", "2", "1", None]
+
+
+def test_released_turns_in_another_order(tmp_path):
+    turns = [{"from": "gpt", "value": "a"}, {"from": "human", "value": "b"}]
+    done, _ = released(tmp_path, [{"conversations": turns}])
+    assert done.returncode == 2 and "its messages must be turns of user and assistant in alternation" in done.stderr
