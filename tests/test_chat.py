@@ -17,6 +17,12 @@ CHATML = ("{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_
           "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}")
 
 
+def save(tokenizer, folder):
+    """A folder of a checkpoint, as far as its chat template is concerned."""
+    tokenizer.save_pretrained(folder)
+    (folder / "config.json").write_text("{}")
+
+
 def roles(user, assistant, prompt):
     """A template of the texts around a question and an answer, and of what asks for an answer."""
     return ("{% for m in messages %}{% if m.role == 'user' %}" + user.replace("X", "{{ m.content }}") + "{% else %}"
@@ -139,7 +145,7 @@ def test_a_template_is_refused_with_its_fault(name, tmp_path):
     tokenizer = tokenizer_with(*how)
     with pytest.raises(ValueError) as refused:
         env.Chat(tokenizer)
-    tokenizer.save_pretrained(tmp_path)
+    save(tokenizer, tmp_path)
     with pytest.raises(InputError) as named:
         env.load_chat(str(tmp_path))
     for error in refused, named:
@@ -152,15 +158,15 @@ def test_a_template_is_refused_with_its_fault(name, tmp_path):
 def test_a_template_that_is_given_takes_the_place_of_the_models(name, tmp_path):
     """The plain ChatML of assets/, where <|im_end|> is the end-of-sequence token."""
     chatml = os.path.join(ROOT, "assets", "chatml.jinja")
-    tokenizer_with(REFUSED[name][0], "<|im_end|>", IM).save_pretrained(tmp_path / "a")
+    save(tokenizer_with(REFUSED[name][0], "<|im_end|>", IM), tmp_path / "a")
     chat = env.load_chat(str(tmp_path / "a"), chatml)
     messages = conversation(random.Random(5))
     own = env.Chat(tokenizer_with(CHATML, "<|im_end|>", IM))
     assert chat.encode(messages) == own.encode(messages)
     assert chat.encode(messages[:3]) == own.encode(messages[:3])
-    chat.tokenizer.save_pretrained(tmp_path / "b")                       # as training does
+    save(chat.tokenizer, tmp_path / "b")                       # as training does
     assert env.load_chat(str(tmp_path / "b")).encode(messages) == own.encode(messages)
-    tokenizer_with(CHATML, "<eos>", []).save_pretrained(tmp_path / "c")
+    save(tokenizer_with(CHATML, "<eos>", []), tmp_path / "c")
     with pytest.raises(InputError, match=r"chatml.jinja: .*'<\|im_end\|>\\n'.* is '<eos>'"):
         env.load_chat(str(tmp_path / "c"), chatml)
 
