@@ -73,7 +73,7 @@ def served_models(url: str, headers: dict[str, str]) -> list[str] | None:
         raise TeacherDown(f"{where} holds no list of models: it is no OpenAI-compatible endpoint") from None
     except (requests.RequestException, ValueError) as error:             # ValueError: what is no address
         raise TeacherDown(f"no teacher answers at {where} ({type(error).__name__}): start it first, or give "
-                          "its address") from None
+                          "its address as --teacher-url") from None
 
 
 # ---- one completion ----

@@ -667,7 +667,7 @@ def test_missing_parts_of_a_checkpoint_are_named(checkpoint, tmp_path):
 
 @pytest.mark.parametrize("url", ["htp://foo", "http://", "http://[::1", "http://a..b/", "http://127.0.0.1:99999", "http://b\u00f6se..host/"])
 def test_what_is_no_address_is_said(url):
-    with pytest.raises(InputError, match="no teacher answers at .*: start it first, or give its address"):
+    with pytest.raises(InputError, match="no teacher answers at .*: start it first, or give its address as --teacher-url"):
         served_models(url, {})
 
 
