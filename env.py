@@ -102,11 +102,8 @@ def load_chat(path: str, template: str | None = None) -> Chat:
 
     Raises InputError, which names them.
     """
-    import transformers
-
-    from plumbing.models import named_on_error
-    with named_on_error(path):
-        tokenizer = transformers.AutoTokenizer.from_pretrained(path)
+    from plumbing.models import load_tokenizer
+    tokenizer = load_tokenizer(path)
     try:
         if template is not None:
             with open(template, encoding="utf-8") as file:

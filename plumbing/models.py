@@ -21,11 +21,8 @@ def fault_of_folder(path: str) -> str | None:
     if os.path.isfile(path):
         return "it is a file, not the folder of a checkpoint"
     if os.path.isdir(path):
-        names = os.listdir(path)
-        if "config.json" not in names:
+        if not os.path.exists(os.path.join(path, "config.json")):
             return "it is a folder without config.json, so it holds no checkpoint"
-        if not any("token" in name or name.startswith(("vocab", "spiece")) for name in names):
-            return "it is a folder without a tokenizer (tokenizer.json, tokenizer_config.json)"
     elif path.count("/") > 1 or path[0] in "./~":
         return "there is no such folder"
     return None
@@ -54,6 +51,16 @@ def named_on_error(path: str) -> Iterator[None]:
         if not os.path.isdir(path):
             said = f"there is no such folder, and as a name on the hub: {said}"
         raise InputError(f"cannot use the model {path!r}: {said}") from None
+
+
+def load_tokenizer(path: str) -> Any:
+    """The tokenizer of a folder or hub name. Raises InputError."""
+    import transformers
+    with named_on_error(path):
+        names = os.listdir(path) if os.path.isdir(path) else ["tokenizer.json"]
+        if not any("token" in name or name.startswith(("vocab", "spiece")) for name in names):
+            raise ValueError("it is a folder without a tokenizer (tokenizer.json, tokenizer_config.json)")
+        return transformers.AutoTokenizer.from_pretrained(path)
 
 
 def load_config(path: str) -> Any:
