@@ -17,7 +17,6 @@ import subprocess
 import sys
 import threading
 import time
-import weakref
 from collections.abc import Callable
 from contextlib import suppress
 from typing import Any, NamedTuple
@@ -43,7 +42,7 @@ CLEAN_ENV = {"PATH": "/usr/bin:/bin", "LANG": "C.UTF-8", "HOME": "/", "PYTHONHAS
 MODES = {"auto": ["Landlock"], "strict": [], "without-seccomp": ["seccomp"], "off": ["all"]}
 
 # What a killed step may not have known, by words of its code.
-HINTS = {"thread|executor|acquire": THREADS_HINT, r"input\(|stdin": INPUT_HINT}
+HINTS = {"thread|executor|acquire|queue": THREADS_HINT, r"input\(|stdin": INPUT_HINT}
 
 Searches = list[tuple[str, str]]                           # of a step: query and reply
 
@@ -74,10 +73,6 @@ def set_sandbox(mode: str, preload: bool = True) -> None:
 class Killed(Exception):
     """A session is gone; the message says why."""
     state = "The variables are as before this step."
-
-
-class Lost(Killed):
-    state = "It happened when earlier steps were repeated: all is lost."
 
 
 # ---- one session, seen from here ----
@@ -149,13 +144,10 @@ def clean(text: str, limit: int = MAX_REPLY) -> str:
 
 class Zygote:
     """This process's zygote. It is started with the first session, and again if it died."""
+    mode = "auto"                                          # see set_sandbox
+    preload = True
 
     def __init__(self) -> None:
-        self.mode = "auto"                                 # see set_sandbox
-        self.preload = True
-        self.forget()
-
-    def forget(self) -> None:
         """Have none. Also called after a fork of the trainer: parent and child do not share a zygote."""
         self.lock = threading.Lock()
         self.process: subprocess.Popen | None = None
@@ -190,8 +182,6 @@ class Zygote:
         if self.process:
             self.process.kill()                            # its sessions die with it
             self.process.wait()
-        self.process = None
-        self.control = None
 
     def session(self, memory: int) -> Session:
         """A new session that may use so many bytes; raises Killed."""
@@ -223,13 +213,14 @@ class Zygote:
 
 
 ZYGOTE = Zygote()
-os.register_at_fork(after_in_child=ZYGOTE.forget)
+os.register_at_fork(after_in_child=ZYGOTE.__init__)
 
 
 # ---- the interpreter ----
 
 class Interpreter:
     """The Python state of one trajectory in its own sealed process. Used by one thread at a time."""
+    session: Session | None = None                         # none before the first step, and after close()
 
     def __init__(self, search: Callable[[str], str] | None = None, seconds: float = 10,
                  memory: int = 1 << 30) -> None:
@@ -239,8 +230,6 @@ class Interpreter:
         self.memory = memory
         self.log: list[tuple[str, Searches]] = []          # the code and the searches of each step
         self.lost = False                                  # whether a step ran in a state that is not its own
-        self.session: Session | None = None                # none before the first step, and after close()
-        self.end_session: Callable[[], None] | None = None
 
     def fork(self) -> "Interpreter":
         """An independent copy from here on. Its process starts, and replays the log, with its first step."""
@@ -251,10 +240,11 @@ class Interpreter:
 
     def close(self) -> None:
         """End the process; the next step would start another one and replay the log."""
-        if self.end_session:
-            self.end_session()
-        self.end_session = None
+        if self.session:
+            self.session.kill()
         self.session = None
+
+    __del__ = close
 
     def run(self, code: str) -> Observation:
         """Run a step; a killed one leaves the state as it was. Raises what the search does, SandboxError."""
@@ -281,7 +271,6 @@ class Interpreter:
         lost_before = self.lost
         self.lost = True
         self.session = ZYGOTE.session(self.memory)
-        self.end_session = weakref.finalize(self, self.session.kill)   # by close(), or when this is gone
         try:
             for number, (code, searches) in enumerate(self.log, 1):
                 self.step(number, code, searches)
@@ -289,7 +278,8 @@ class Interpreter:
                 self.step(0, "", [])                       # does it still answer?
         except Killed as reason:
             self.log = []
-            raise Lost(*reason.args) from None
+            reason.state = "It happened when earlier steps were repeated: all is lost."
+            raise
         self.lost = lost_before
 
     def step(self, number: int, code: str, recorded: Searches | None = None) -> tuple[Observation, Searches]:
@@ -316,9 +306,7 @@ class Interpreter:
             reply, left = self.ask(found, key, left)
         if recorded is not None and searches != recorded:
             raise Killed(f"Step {number} made other searches than before.")
-        answer = reply["answer"]
-        if answer is not None:
-            answer = clean(answer, MAX_ANSWER)
+        answer = None if reply["answer"] is None else clean(reply["answer"], MAX_ANSWER)
         return Observation(clean(reply["text"]).rstrip() or "None", answer, reply["error"]), searches
 
     def ask(self, message: Any, key: str, seconds: float) -> tuple[dict[str, Any], float]:

@@ -8,14 +8,12 @@ import ast
 import builtins
 import concurrent.futures.thread
 import ctypes
-import errno
 import functools
 import io
 import json
 import linecache
 import logging
 import os
-import queue
 import random
 import re
 import resource
@@ -47,7 +45,6 @@ DO_WITHOUT_THREADS = ("tqdm", "matplotlib", "rich")        # libraries whose dae
 AnyPath = str | bytes | int | os.PathLike
 FILES: dict[str, bytearray] = {}                           # absolute path: content
 REAL_OPEN = io.open
-REAL_REMOVE = os.remove
 
 
 # ---- what a step printed ----
@@ -62,12 +59,7 @@ class Output(io.TextIOBase):
     def reconfigure(self, **options: Any) -> None:
         """Programs call this on sys.stdout; there is nothing to change."""
 
-    def clear(self) -> None:
-        vars(self).clear()                                 # also what model code put there
-
     def write(self, text: str) -> int:
-        if not isinstance(text, str):
-            raise TypeError(f"write() argument must be str, not {type(text).__name__}")
         room = HALF - len(self.head)
         self.head += text[:room]
         rest = text[room:]
@@ -91,7 +83,7 @@ class File(io.RawIOBase):
         self.content = content
         self.name = name
         self.mode = mode
-        self.place = 0
+        self.place = len(content) if "a" in mode else 0
 
     def readable(self) -> bool:
         return True                                        # what the mode forbids, the buffer refuses
@@ -117,11 +109,6 @@ class File(io.RawIOBase):
         self.place += len(data)
         return len(data)
 
-    def truncate(self, size: int | None = None) -> int:
-        size = self.place if size is None else size
-        self.content[size:] = bytes(max(0, size - len(self.content)))
-        return size
-
 
 def in_folder(path: AnyPath | None) -> str | None:
     """The absolute path of FOLDER or of what is in it; None for other paths and file descriptors."""
@@ -138,36 +125,18 @@ def open_file(file: AnyPath, mode: str = "r", buffering: int = -1, encoding: str
     known = name in FILES
     free = name is not None and not os.path.lexists(name)
     kind = re.sub("[tb+]", "", str(mode))
-    possible = {"r": known, "w": known or free, "a": known or free, "x": free}
-    if known and kind == "x":
-        raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), file)
+    possible = {"r": known, "w": known or free, "a": known or free}
     if others or options or not buffering or ("b" in mode and encoding) or not possible.get(kind):
         return REAL_OPEN(file, mode, buffering, encoding, errors, newline, *others, **options)
     content = FILES.setdefault(name, bytearray())
     if kind == "w":
         content.clear()
     raw = File(content, file, mode)
-    if kind == "a":
-        raw.seek(0, io.SEEK_END)
-    if "+" in mode:
-        buffered = io.BufferedRandom(raw)
-    else:
-        buffered = io.BufferedReader(raw) if kind == "r" else io.BufferedWriter(raw)
+    buffers = {"r": io.BufferedReader, "w": io.BufferedWriter, "a": io.BufferedWriter}
+    buffered = io.BufferedRandom(raw) if "+" in mode else buffers[kind](raw)
     if "b" in mode:
         return buffered
-    text = io.TextIOWrapper(buffered, encoding or "utf-8", errors, newline, buffering == 1)
-    text.mode = mode
-    return text
-
-
-def remove_file(path: AnyPath, **options: Any) -> None:
-    """os.remove(), which removes the files in memory, too."""
-    os.lstat(path, **options)                              # a file that is missing is no forbidden one
-    name = in_folder(path)
-    if name in FILES:
-        del FILES[name]
-    else:
-        REAL_REMOVE(path, **options)
+    return io.TextIOWrapper(buffered, encoding or "utf-8", errors, newline, buffering == 1)
 
 
 def stat_file(name: str) -> os.stat_result:
@@ -199,19 +168,13 @@ def refuse(*args: Any, **options: Any) -> None:
     raise NotImplementedError(HINT)
 
 
-def no_network(*args: Any, **options: Any) -> None:
-    raise socket.gaierror(socket.EAI_FAIL, "this interpreter has no network")
-
-
 # ---- threads in turn ----
 
 class Pool(concurrent.futures.Executor):
     """A pool that does its work at once and in its order."""
 
-    def __init__(self, max_workers: int | None = None, thread_name_prefix: str = "",
-                 initializer: Callable | None = None, initargs: tuple = (), **options: Any) -> None:
-        if initializer:
-            initializer(*initargs)
+    def __init__(self, max_workers: int | None = None, thread_name_prefix: str = "") -> None:
+        """What else a pool may take, as an initializer, is a TypeError."""
 
     def submit(self, function: Callable, /, *args: Any, **kwargs: Any) -> concurrent.futures.Future:
         future = concurrent.futures.Future()
@@ -225,8 +188,8 @@ class Pool(concurrent.futures.Executor):
 def start_now(thread: threading.Thread) -> None:
     """Thread.start: the whole run of the thread."""
     if thread.daemon or isinstance(thread, threading.Timer):
-        starter = sys._getframe(1).f_globals.get("__name__", "")
-        if starter.split(".")[0] not in DO_WITHOUT_THREADS:
+        module = sys._getframe(1).f_globals.get("__name__", "")
+        if module.split(".")[0] not in DO_WITHOUT_THREADS:
             raise RuntimeError(f"daemon threads and timers cannot run. {THREADS_HINT}")
         return
     number = threading.get_ident()
@@ -255,16 +218,16 @@ def adapt_libraries() -> None:
     divert("stat", FILES, stat_file)
     divert("lstat", FILES, stat_file)
     divert("access", FILES, bool)
+    divert("remove", FILES, FILES.__delitem__)
+    divert("unlink", FILES, FILES.__delitem__)
     divert("listdir", {FOLDER}, refuse)
     divert("scandir", {FOLDER}, refuse)
     for owner, name, function in [
             (builtins, "open", open_file), (io, "open", open_file), (tokenize, "_builtin_open", open_file),
-            (os, "remove", remove_file), (os, "unlink", remove_file), (os, "system", refuse),
-            (socket, "getaddrinfo", no_network), (signal, "alarm", refuse),
+            (os, "system", refuse), (signal, "alarm", refuse), (socket, "getaddrinfo", refuse),
             (threading.Thread, "start", start_now), (threading.Thread, "join", join_now),
             (threading.Condition, "wait", wait_now)]:
         replace(owner, name, function)
-    queue.SimpleQueue = queue._PySimpleQueue               # which waits with a Condition
     concurrent.futures.thread.ThreadPoolExecutor = Pool
     concurrent.futures.ThreadPoolExecutor = Pool
     concurrent.futures.ProcessPoolExecutor = Pool
@@ -330,10 +293,7 @@ class Session:
         self.sock.sendall(json.dumps(message).encode() + b"\n")
 
     def receive(self) -> Any:
-        line = self.lines.readline()
-        if not line:                                       # the trainer has let go of this session
-            sys.exit()
-        return json.loads(line)
+        return json.loads(self.lines.readline())           # raises if the trainer is gone: the process ends
 
     def web_search(self, query: str) -> str:
         """Search the web. -> the text of the results"""
@@ -349,12 +309,9 @@ class Session:
 
     def show(self, value: Any) -> None:
         """Print the value of an expression as a notebook does, but a search reply as it is."""
-        if value is None:
-            return
-        if type(value) is str and value in self.found:
-            self.out.write(value + "\n")
-        else:
-            self.out.write(repr(value) + "\n")
+        is_reply = type(value) is str and value in self.found
+        if value is not None:
+            self.out.write((value if is_reply else repr(value)) + "\n")
 
     def restore_names(self) -> None:
         """Put back what an earlier step may have deleted or replaced."""
@@ -370,7 +327,7 @@ class Session:
 
     def run_step(self, name: str, code: str) -> bool:
         """Run a step; `out` and `answers` then hold what it printed and answered. -> whether it failed"""
-        self.out.clear()
+        vars(self.out).clear()                             # also what model code put there
         self.answers.clear()
         self.restore_names()
         try:
@@ -405,25 +362,14 @@ def repeat_random_numbers() -> None:
     os.urandom = random.Random(0).randbytes
     random._urandom = os.urandom
 
-    @functools.wraps(plain_seed)
     def seed(generator: random.Random, a: Any = None, version: int = 2) -> None:
         plain_seed(generator, os.urandom(16) if a is None else a, version)
 
-    random.Random.seed = seed
+    replace(random.Random, "seed", seed)
     random.seed = random._inst.seed
     random.seed(0)
     if "numpy" in sys.modules:
         sys.modules["numpy"].random.seed(0)
-
-
-def set_limits(address_space: int) -> None:
-    """Bound what the process may use; no core dumps, no writing of files, no further processes."""
-    limits = {resource.RLIMIT_AS: address_space, resource.RLIMIT_CPU: CPU_SECONDS,
-              resource.RLIMIT_NOFILE: 256, resource.RLIMIT_CORE: 0, resource.RLIMIT_FSIZE: 0,
-              resource.RLIMIT_NPROC: 0}
-    for limit, value in limits.items():
-        with suppress(ValueError, OSError):                # not on every system, or one that is lower already
-            resource.setrlimit(limit, (value, value))
 
 
 def serve(sock: socket.socket, loaded: int, seal: Callable[[], None] | None) -> None:
@@ -441,7 +387,12 @@ def serve(sock: socket.socket, loaded: int, seal: Callable[[], None] | None) -> 
     sys.argv = [""]
     session = Session(sock)
     session.memory = session.receive()                     # a session waits here until it is needed
-    set_limits(loaded + session.memory)
+    limits = {resource.RLIMIT_AS: loaded + session.memory, resource.RLIMIT_CPU: CPU_SECONDS,
+              resource.RLIMIT_NOFILE: 256,                 # and no core dumps, files written or processes
+              resource.RLIMIT_CORE: 0, resource.RLIMIT_FSIZE: 0, resource.RLIMIT_NPROC: 0}
+    for limit, value in limits.items():
+        with suppress(ValueError, OSError):                # not on every system, or one that is lower already
+            resource.setrlimit(limit, (value, value))
     if seal:
         seal()
     session.run_steps()                                    # nothing in this process is trusted from here on

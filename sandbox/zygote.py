@@ -78,10 +78,8 @@ def check(result: int) -> int:
 
 def call(libc: ctypes.CDLL, number: int, *arguments: int | bytes | None) -> int:
     """A system call that libc has no function for; its number is the same on all machines."""
-    passed = []
-    for argument in arguments:                             # as a plain int, ctypes would pass only 32 bits
-        passed.append(ctypes.c_long(argument) if isinstance(argument, int) else argument)
-    return check(libc.syscall(ctypes.c_long(number), *passed))
+    # As a plain int, ctypes would pass only 32 bits.
+    return check(libc.syscall(*map(ctypes.c_void_p.from_param, [number, *arguments])))
 
 
 def landlock(libc: ctypes.CDLL, readable: list[str]) -> None:
@@ -213,25 +211,6 @@ def lock_up() -> tuple[Callable[[], None] | None, dict[str, str]]:
 
 # ---- the process ----
 
-def warm_up(preload: bool) -> None:
-    """Import libraries and have them fill their caches."""
-    parts = [WARM_STANDARD_LIBRARY]
-    if preload:
-        parts += [WARM_NUMPY, WARM_SYMPY]
-    for code in parts:
-        try:
-            exec(code, {})
-        except ImportError as error:
-            print(f"sandbox: {error}; model code will miss it", file=sys.stderr)
-
-
-def address_space() -> int:
-    """Bytes of address space that this process uses; a guess where that is not known."""
-    with suppress(OSError), open("/proc/self/statm") as file:
-        return int(file.read().split()[0]) * resource.getpagesize()
-    return 1 << 30
-
-
 def hand_out_sessions(control: socket.socket, watched: list[int], loaded: int,
                       seal: Callable[[], None] | None) -> None:
     """Fork a session, wait for a byte of the trainer, send its process id and socket; and so on.
@@ -240,10 +219,9 @@ def hand_out_sessions(control: socket.socket, watched: list[int], loaded: int,
     """
     while True:
         ours, theirs = socket.socketpair()
-        try:
+        pid = -1                                           # no process or memory; perhaps the next time
+        with suppress(OSError):
             pid = os.fork()
-        except OSError:                                    # no process or memory; perhaps the next time
-            pid = -1
         if pid == 0:
             try:
                 for fd in watched:
@@ -265,9 +243,16 @@ def main(mode: str, preload: str) -> None:
     control = socket.socket(fileno=os.dup(0))
     os.dup2(1, 0)                                          # /dev/null
     session.adapt_libraries()
-    warm_up(preload == "preload")
+    libraries = [WARM_NUMPY, WARM_SYMPY] if preload else []
+    for code in [WARM_STANDARD_LIBRARY, *libraries]:       # imported, with their caches filled
+        try:
+            exec(code, {})
+        except ImportError as error:
+            print(f"sandbox: {error}; model code will miss it", file=sys.stderr)
+    loaded = 1 << 30                                       # bytes of address space; a guess if not known
+    with suppress(OSError), open("/proc/self/statm") as file:
+        loaded = int(file.read().split()[0]) * resource.getpagesize()
     watched = [control.fileno()]
-    loaded = address_space()
     if session.LINUX:
         watched.append(os.pidfd_open(os.getppid()))        # `control` may live on in a fork of the trainer
         with suppress(OSError), open("/proc/self/oom_score_adj", "w") as file:

@@ -131,6 +131,8 @@ OBSERVATIONS = {
                     "print(np.load('m.npy').tolist())", "[[1.0, 0.0], [0.0, 1.0]]"),
     "threads": ("from threading import *\nxs = []\nts = [Thread(target=xs.append, args=(i,)) for i in range(3)]\n"
                 "for t in ts: t.start()\nfor t in ts: t.join()\nxs, ts[0].is_alive()", "([0, 1, 2], False)"),
+    "thread pool by its module": ("from concurrent.futures.thread import ThreadPoolExecutor\n"
+                                  "list(ThreadPoolExecutor(2).map(abs, [-1]))", "[1]"),
     "thread pool": ("from concurrent.futures import *\nwith ThreadPoolExecutor(4) as pool:\n"
                     "    fs = [pool.submit(pow, 2, i) for i in range(3)]\n"
                     "    print(list(pool.map(str, range(2))))\n"
@@ -142,9 +144,6 @@ OBSERVATIONS = {
     "thread of its own": ("from threading import *\ndef f(): print(current_thread().name)\n"
                           "t = Thread(target=f, name='T'); t.start(); t.join(1); t.is_alive(), current_thread().name",
                           "T\n(False, 'MainThread')"),
-    "pool with a start": ("from concurrent.futures import *\nxs = []\n"
-                          "with ThreadPoolExecutor(2, initializer=xs.append, initargs=(1,)) as p: p.submit(xs.append, 2)\n"
-                          "xs", "[1, 2]"),
     "asyncio queue": ("import asyncio\nasync def f():\n    q = asyncio.Queue()\n"
                       "    t = asyncio.create_task(q.get()); await q.put(5)\n    return await t\nasyncio.run(f())", "5"),
     "asyncio time-out": ("import asyncio\nasync def f():\n    try: await asyncio.wait_for(asyncio.sleep(9), 0.01)\n"
@@ -162,24 +161,21 @@ OBSERVATIONS = {
     "source with odd line ends": ("import inspect\ns = '\u2028\x0c\x85'\ndef f():\n    return 1\nprint(inspect.getsource(f))",
                                   "def f():\n    return 1"),
     "a line of a file": ("open('a', 'w').write('1\\n2\\n'); import linecache; linecache.getline('a', 2)", "'2\\n'"),
-    "removes what may be missing": ("import os, pathlib\npathlib.Path('q').unlink(missing_ok=True)\n"
-                                    "try: os.remove('q')\nexcept FileNotFoundError as e: print(e.errno)", "2"),
-    "makes a file once": ("open('a', 'x').close()\ntry: open('a', 'x')\nexcept FileExistsError as e: print(e)",
-                          "[Errno 17] File exists: 'a'"),
-    "attributes of a file": ("f = open('a', 'w'); f.name, f.mode, f.tell(), f.seekable(), f.readable()",
-                             "('a', 'w', 0, True, False)"),
-    "an archive that grows": ("import zipfile, tarfile\n"
-                              "for mode in 'wa':\n    with zipfile.ZipFile('z', mode) as z: z.writestr(mode, mode)\n"
-                              "with tarfile.open('t', 'w') as t: t.add('z')\n"
-                              "zipfile.ZipFile('z').namelist(), tarfile.open('t').getnames()", "(['w', 'a'], ['z'])"),
+    "removes what it made": ("import os, pathlib\nopen('q', 'w').close()\nif os.path.exists('q'): os.remove('q')\n"
+                             "os.path.exists('q'), pathlib.Path('r').write_text('1'), pathlib.Path('r').unlink(missing_ok=True)",
+                             "(False, 1, None)"),
+    "attributes of a file": ("f = open('a', 'w'); f.name, f.tell(), f.seekable(), f.readable()", "('a', 0, True, False)"),
+    "an archive": ("import zipfile, tarfile\nwith zipfile.ZipFile('z', 'w') as z: z.writestr('w', 'w')\n"
+                   "with tarfile.open('t', 'w') as t: t.add('z')\n"
+                   "zipfile.ZipFile('z').namelist(), tarfile.open('t').getnames()", "(['w'], ['z'])"),
 }
 
 
 # What is done to a file "f" that holds "abc": the mode, operations; each result is compared with a real file's.
 FILE_USES = """r read; r+ read seek(0) write('X') read; r+ seek(0,2) write('d') seek(0) read; w+ write('xy') seek(1) read;
-a+ tell write('d') seek(0) read write('e') seek(0) read; a seek(0) write('z') tell; x; w write('é\\n') tell truncate(1);
-r+ truncate(1) read; r+ seek(9) write('z') seek(0) read; r write('x'); w read; rb read(2) tell; wb write(b'x') tell;
-rb+ seek(-1,2) read truncate(0); ab write(b'q'); w encoding='utf-16' write('é') write('é'); q; rw; wb encoding='utf-8'"""
+a+ tell write('d') seek(0) read write('e') seek(0) read; a seek(0) write('z') tell; w write('é\\n') tell;
+r+ seek(9) write('z') seek(0) read; r write('x'); w read; rb read(2) tell; wb write(b'x') tell;
+rb+ seek(-1,2) read; ab write(b'q'); w encoding='utf-16' write('é') write('é'); q; rw; wb encoding='utf-8'"""
 
 
 @pytest.mark.parametrize("use", FILE_USES.replace("\n", " ").split("; "))
@@ -258,7 +254,12 @@ REFUSALS = {                                               # each is an error th
     "mkstemp": "import tempfile; tempfile.mkstemp()",
     "temporary file": "import tempfile; tempfile.NamedTemporaryFile('w')",
     "temporary folder": "import tempfile; tempfile.TemporaryDirectory()",
-    "made twice": "open('a', 'x').close(); open('a', 'x')",
+    "makes a file once": "open('a', 'x')",
+    "makes what is there": "open('a', 'w').close(); open('a', 'x')",
+    "removes what may be missing": "import pathlib; pathlib.Path('q').unlink(missing_ok=True)",
+    "shortens a file": "f = open('a', 'w+'); f.write('abc'); f.truncate(1)",
+    "an archive that grows": "import zipfile\nfor mode in 'wa':\n"
+                             "    with zipfile.ZipFile('z', mode) as z: z.writestr(mode, mode)",
     "an array to a file descriptor": "import numpy as np; np.arange(3).tofile('a')",
     "a file descriptor": "open('a', 'w').fileno()",
     "os.open": "import os; open('a', 'w').close(); os.open('a', os.O_RDONLY)",
@@ -312,6 +313,7 @@ def test_what_cannot_work_says_so(py, name):
     ("web_search()", "web_search()"),
     ("final_answer_print(1, 2)", "final_answer_print()"),
     ("open()", "open()"),
+    ("from concurrent.futures import *; ThreadPoolExecutor(2, initializer=print)", "Pool.__init__()"),
 ])
 def test_errors_name_what_the_program_called(py, code, name):
     text = py.run(code).text
