@@ -35,19 +35,16 @@ def named_on_error(path: str) -> Iterator[None]:
     if fault:
         raise InputError(f"cannot use the model {path!r}: {fault}")
     from huggingface_hub.errors import StrictDataclassError
-    from jinja2 import TemplateError
     from safetensors import SafetensorError
     # whatever is raised of a torn file, or of one of another kind
     foreign = (OSError, ValueError, TypeError, KeyError, AttributeError, AssertionError, RuntimeError,
-               ImportError, TemplateError, SafetensorError, StrictDataclassError)
+               ImportError, SafetensorError, StrictDataclassError)
     try:
         yield
     except foreign as error:
         said = " ".join(str(error).split())[:300] or type(error).__name__
         if isinstance(error, SafetensorError):
             said = f"its weights cannot be read ({said}): are they torn, or a pointer of Git LFS?"
-        elif isinstance(error, TemplateError):
-            said = f"its chat template is wrong: {said}"
         if not os.path.isdir(path):
             said = f"there is no such folder, and as a name on the hub: {said}"
         raise InputError(f"cannot use the model {path!r}: {said}") from None
