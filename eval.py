@@ -24,7 +24,6 @@ cannot decide. The paper does not say how many runs it averages; the default of 
 """
 import argparse
 import hashlib
-import os
 import re
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
@@ -50,7 +49,7 @@ from plumbing.records import (
 )
 from plumbing.report import collect, make_page
 from plumbing.results import combined_table, paper_tables, read_results, result_rows, results_table, why_zero
-from plumbing.search import search_from_args
+from plumbing.search import Search, search_from_args
 from plumbing.start import check_resume, check_start, save_args
 from plumbing.tasks import read_tasks
 from plumbing.values import whole
@@ -218,15 +217,13 @@ def describe_sampling(args: argparse.Namespace) -> str:
     return text
 
 
-def play(args: argparse.Namespace, tasks: list[Record], rank: int, engine: Engine) -> None:
+def play(args: argparse.Namespace, tasks: list[Record], rank: int, engine: Engine,
+         teacher: judge.Teacher | None, search: Search | None) -> None:
     """Roll out and score tasks; the predictions of a chunk are saved before the next one begins."""
     from tqdm import tqdm
-    set_sandbox(args.sandbox, args.preload)
-    teacher = judge.Teacher.from_args(args) if args.teacher_url else None
-    search = search_from_args(args)
     chunk = max(1, args.chunk // args.self_consistent)     # each candidate has an interpreter
     with (open(args.out / f"predictions.rank{rank}.jsonl", "a", encoding="utf-8") as file,
-          ThreadPoolExecutor(16) as pool,
+          ThreadPoolExecutor(args.concurrency) as pool,
           tqdm(total=len(tasks), desc="eval", unit="task", disable=rank > 0) as bar):
         how = {"max_steps": args.max_steps, "max_tokens": args.max_tokens, "search": search, "progress": bar,
                **sampling_from_args(args)}
@@ -251,13 +248,14 @@ def run(args: argparse.Namespace, engine: Engine | None = None) -> None:
     wanted = []
     for number in range(args.runs):
         wanted += [task | {"run": number} for task in tasks]
-    if world > 1:
-        import torch
-        if torch.cuda.is_available():
-            torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+    if rank == 0:
+        check_resume(args, read_predictions(args.out).values(), wanted, key=key_of)
+    teacher = judge.Teacher.from_args(args) if args.teacher_url else None
+    set_sandbox(args.sandbox, args.preload)
+    search = search_from_args(args)
 
     # ---- rollout ----
-    if rank == 0:
+    if rank == 0:                                          # again: now the name of the teacher is known
         check_resume(args, read_predictions(args.out).values(), wanted, key=key_of)
         save_args(args)
         merge_predictions(args.out)
@@ -270,7 +268,7 @@ def run(args: argparse.Namespace, engine: Engine | None = None) -> None:
     if todo:                                               # vLLM's ranks start together, idle ones too
         openings = [{"messages": prompting.opening(task, args.prompt)} for task in todo]
         engine = engine or load_engine(args, args.model, env.load_chat, openings)
-        play(args, part_of_rank(todo, rank, world), rank, engine)
+        play(args, part_of_rank(todo, rank, world), rank, engine, teacher, search)
     wait_for_ranks("its tasks")
 
     # ---- results ----

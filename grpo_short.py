@@ -41,7 +41,7 @@ from torch import Tensor
 from env import Episode, load_chat, make_episodes, rollout
 from judge import Teacher, correct_answer, same_step
 from plumbing.chat_api import BadReply
-from plumbing.checkpoints import load_state, remove_state, save_model, save_state
+from plumbing.checkpoints import SaveTimes, load_state, remove_state, save_model, save_state
 from plumbing.cli import InputError, Parser, cli, env_flags, sampling_flags, teacher_flags, training_flags
 from plumbing.engines import Engine, check_trainer_engine, sampling_from_args, trainer_engine
 from plumbing.models import LogProbs, load_policy
@@ -196,7 +196,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     training_flags(g, row_tokens=16384)
     g.add_argument("--show-every", type=whole(1), default=10,
                    help="steps between groups put in rollouts.jsonl and, as text, in OUT/rollouts/")
-    sampling_flags(p, temperature=1.0, top_p=1.0, top_k=0, vllm_memory=0.5)
+    sampling_flags(p, temperature=1.0, top_p=1.0, top_k=0, vllm_memory=0.5, endpoint=False)
     env_flags(p)
     teacher_flags(p)
     return p.parse_args(argv)
@@ -315,7 +315,6 @@ def main(args: argparse.Namespace) -> None:
     starts = load_starts(args.data, args.short_horizon)
     eval_tasks = read_tasks(args.eval_tasks) if args.eval_tasks else []
     steps = args.steps or math.ceil(args.epochs * len(starts) / args.prompts)
-    save_every = args.save_every or math.ceil(steps / 20)
     teacher = Teacher.from_args(args)
     finished_before(args)                                  # again: now the name of the teacher is known
     set_sandbox(args.sandbox, args.preload)
@@ -344,6 +343,7 @@ def main(args: argparse.Namespace) -> None:
         save_model(trainer, chat.tokenizer, os.path.join(args.out, "best"))
         log(f"before training: eval {best:.3f}")
 
+    save_times = SaveTimes(args.save_every)
     for step in range(done, steps):
         # ---- rollout: this rank's starts, one replayed prefix and G forks each ----
         clock = [time.time()]
@@ -388,7 +388,7 @@ def main(args: argparse.Namespace) -> None:
         log(log_line(row, steps))
         if rank == 0 and trajectories and ((step + 1) % args.show_every == 0 or step == 0):
             show_rollouts(shown, os.path.join(args.out, "rollouts"), step + 1, trajectories[0])
-        if (step + 1) % save_every == 0 and step + 1 < steps:
+        if step + 1 < steps and save_times.come(step + 1):
             save_state(trainer, args.out, step + 1, best=best)
 
     save_model(trainer, chat.tokenizer, args.out)

@@ -3,7 +3,7 @@
 `Teacher` has a method for each kind of request to the model, which may be behind any OpenAI-compatible chat
 endpoint (its key in TEACHER_API_KEY or OPENAI_API_KEY). The prompts are in assets/prompts.md.
 `correct_answer` and `same_step` ask the model only where rules cannot decide. What needs no model is in
-plumbing/: answers.py (is an answer right?) and replies.py (can a reply be used? does a correction give the
+plumbing/: answers.py (is an answer right?), replies.py (can a reply be used?) and leaks.py (does it give the
 answer away?).
 
 Differences from the paper: the model judges only answers and steps that rules leave open. A reply of the
@@ -28,8 +28,9 @@ from plumbing.decontaminate import decontaminate
 from plumbing.records import Record, as_list
 from plumbing.replies import Verdict, same_step_cheap
 from plumbing.tasks import read_tasks
+from plumbing.thinking import after_thinking
 from plumbing.trajectory import Messages, Step, render, render_step, step_of
-from plumbing.values import part, whole
+from plumbing.values import positive_share, whole
 
 # What others use of this script; the last three are the rules of plumbing/answers.py.
 __all__ = ["PROMPT", "Teacher", "correct_answer", "same_step", "check_by_rule", "exact_match", "f1"]
@@ -161,7 +162,7 @@ class Teacher(ChatModel):
                     fault = fault or str(problem)
             if not last:
                 self.count("reasks")
-            said = re.sub(r"(?s)^.*</think>|<think>.*", "", raw).strip() or "(no text)"
+            said = after_thinking(raw) or "(no text)"
             messages = [*prompt, {"role": "assistant", "content": said},
                         {"role": "user", "content": PROMPT["REASK"].format(fault=fault)}]
         self.count("bad_replies")
@@ -256,7 +257,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     p.add_argument("--against", nargs="+", required=True, help="JSONL files of benchmark tasks")
     p.add_argument("--out", required=True, help="JSONL file for the tasks that stay")
     p.add_argument("--ngram", type=whole(1), default=8, help="words in a row by which questions are compared")
-    p.add_argument("--overlap", type=part, default=0.5, help="share of them that makes two questions one")
+    p.add_argument("--overlap", type=positive_share, default=0.5,
+                   help="share of them that makes two questions one")
     p.set_defaults(run=decontaminate)
     return parser.parse_args(argv)
 

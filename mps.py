@@ -42,7 +42,7 @@ from plumbing.engines import Engine, load_engine, sampling_from_args
 from plumbing.ranks import part_of_rank, rank_and_world, wait_for_ranks
 from plumbing.records import MPS_FIELDS, Record, merge_parts, read_parts, write_jsonl
 from plumbing.replies import Verdict
-from plumbing.scheduler import Progress, schedule
+from plumbing.scheduler import Progress, outcome_text, schedule
 from plumbing.search import search_from_args
 from plumbing.start import check_resume, check_start, save_args
 from plumbing.tasks import read_tasks
@@ -353,6 +353,11 @@ def played(out: str) -> dict[str, Record]:
     return read_parts(out, "mps", lambda r: r["id"], lambda r: r["outcome"] == "failed", MPS_FIELDS)
 
 
+def settled(out: str) -> dict[str, Record]:
+    """The same without those that failed, which are tried again."""
+    return {name: record for name, record in played(out).items() if record["outcome"] != "failed"}
+
+
 def main(args: argparse.Namespace) -> None:
     from tqdm import tqdm
     rank, world = rank_and_world()
@@ -361,11 +366,13 @@ def main(args: argparse.Namespace) -> None:
     teacher = Teacher.from_args(args, judge_temperature=0.9)             # as in the release, for this stage
     set_sandbox(args.sandbox, args.preload)
     search = search_from_args(args)
-    settled = {name: record for name, record in played(args.out).items() if record["outcome"] != "failed"}
-    check_resume(args, settled.values(), tasks, may_change=("batch",))
-    unsettled = [t for t in tasks if t["id"] not in settled]
+    if rank == 0:
+        check_resume(args, settled(args.out).values(), tasks, may_change=("batch",))
+        save_args(args)
+    wait_for_ranks("checking what is there")
+    done = settled(args.out)
+    unsettled = [t for t in tasks if t["id"] not in done]
     wait_for_ranks("reading what is there")                # nobody writes before all have read
-    save_args(args)
     todo = part_of_rank(unsettled, rank, world)
     if unsettled:                                          # vLLM's ranks start together, idle ones too
         engine = load_engine(args, args.student, load_chat, unsettled)
@@ -381,19 +388,8 @@ def main(args: argparse.Namespace) -> None:
         write_jsonl(os.path.join(args.out, "sft.jsonl"), sft)
         write_jsonl(os.path.join(args.out, "rl.jsonl"), rl)
         merge_parts(args.out, "mps", [*records, *by_id.values()])          # also tasks of earlier calls
-        report(records, sft, rl, teacher)
-
-
-def report(records: list[Record], sft: list[Record], rl: list[Record], teacher: Teacher) -> None:
-    """Print what came out."""
-    outcomes = Counter(r["outcome"] for r in records)
-    tasks = max(1, len(records))
-    corrections = sum(r["interventions"] for r in records) / tasks
-    tokens = sum(r["usage"].get("teacher_completion_tokens", 0) for r in records) / tasks
-    print(f"{len(records)} tasks: " + ", ".join(f"{outcomes[name]} {name}" for name in OUTCOMES))
-    print(f"{len(sft)} trajectories for SFT, {len(rl)} starts for RL; "
-          f"per task {corrections:.2f} corrections, {tokens:.0f} teacher tokens")
-    print(teacher.summary())
+        print(outcome_text(records, OUTCOMES))
+        print(f"{len(sft)} trajectories for SFT, {len(rl)} starts for RL\n{teacher.summary()}")
 
 
 if __name__ == "__main__":

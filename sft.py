@@ -32,7 +32,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from env import Chat, load_chat
-from plumbing.checkpoints import load_state, remove_state, save_model, save_state
+from plumbing.checkpoints import SaveTimes, load_state, remove_state, save_model, save_state
 from plumbing.cli import CHAT_TEMPLATE, InputError, Parser, cli, training_flags
 from plumbing.models import load_policy, matmul_rate, model_flops
 from plumbing.packing import NOTHING, Batch, Example, fill_rows, pack_examples, pad_examples
@@ -231,7 +231,6 @@ def main(args: argparse.Namespace) -> None:
     examples = load_examples(args.data, chat, args.max_tokens, args.overlong, log)
     val = load_examples(args.val, chat, args.max_tokens, args.overlong, log) if args.val else []
     steps = args.steps or math.ceil(args.epochs * len(examples) / args.batch)
-    save_every = args.save_every or math.ceil(steps / 20)
     log(f"{steps} steps of {args.batch} trajectories = {args.batch // world} per rank = "
         f"{steps * args.batch / len(examples):.2f} epochs")
     policy = load_policy(args.model, args)
@@ -244,6 +243,7 @@ def main(args: argparse.Namespace) -> None:
     bar = tqdm(total=steps, initial=done, unit="step",
                disable=None if rank == 0 else True)          # None: off where there is no terminal
 
+    save_times = SaveTimes(args.save_every)
     for step in range(done, steps):
         start = time.time()
         batch = shuffled(examples, range(step * args.batch, (step + 1) * args.batch), args.seed)
@@ -261,7 +261,7 @@ def main(args: argparse.Namespace) -> None:
                             f"{row['utilisation']:.0%} of matmul rate")
         if (step + 1) % max(1, steps // 20) == 0 or "val_loss" in row:
             log(log_line(row, steps))
-        if (step + 1) % save_every == 0 and step + 1 < steps:
+        if step + 1 < steps and save_times.come(step + 1):
             save_state(trainer, args.out, step + 1)
 
     save_model(trainer, chat.tokenizer, args.out)

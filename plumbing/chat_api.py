@@ -28,7 +28,7 @@ SESSION.mount("https://", requests.adapters.HTTPAdapter(pool_maxsize=256))
 
 OPTIONAL = ("response_format", "seed")       # fields of a request that some servers do not take
 NEW_NAME = "max_completion_tokens"           # what some servers want in place of max_tokens
-EMPTY_REPLIES = 2                            # so often a reply without text or reason is asked for once more
+EMPTY_REPLIES = 2                            # how often a reply without text or reason is asked for again
 # No request will ever be answered: the key, the account, the address or the model is wrong.
 NOT_ALLOWED = (401, 402, 403, 404, 405)
 HOPELESS = re.compile(r"insufficient_quota|invalid_api_key|api key not valid", re.IGNORECASE)
@@ -72,8 +72,8 @@ def served_models(url: str, headers: dict[str, str]) -> list[str] | None:
     except (requests.JSONDecodeError, LookupError, TypeError, AttributeError):
         raise TeacherDown(f"{where} holds no list of models: it is no OpenAI-compatible endpoint") from None
     except (requests.RequestException, ValueError) as error:             # ValueError: what is no address
-        raise TeacherDown(f"no teacher answers at {where} ({type(error).__name__}): start it first, or give "
-                          "its address as --teacher-url") from None
+        raise TeacherDown(f"no model answers at {where} ({type(error).__name__}): start its server first, or "
+                          "give its address") from None
 
 
 # ---- one completion ----
@@ -84,9 +84,10 @@ def chat_completion(url: str, body: Record, *, headers: dict[str, str] | None = 
     """choices[0] of one completion, with its "usage" and the number of "retries" added.
 
     What may pass is tried again, with exponential back-off, jitter and Retry-After, and is TeacherDown after
-    the last try. A request that the server refuses is BadReply. `refused` collects the `optional` fields (and
-    max_tokens, where it has a new name) without which the server took a request: they are left out from then
-    on. The content of the message is always text, "" if the model gave none (`no_text` says why).
+    the last try. A request that the server refuses is BadReply. Some servers do not take the `optional`
+    fields, or have a new name for max_tokens: `refused` collects those without which a request was taken, and
+    they are left out from then on. The content of the message is always text, "" if the model gave none
+    (`no_text` says why).
     """
     where = endpoint(url) + "/chat/completions"
     refused = set() if refused is None else refused
@@ -121,7 +122,7 @@ def chat_completion(url: str, body: Record, *, headers: dict[str, str] | None = 
         unknown = unknown_fields(reply.text, sent, optional) if status in (400, 422) else []
         if unknown:
             left_out.update(unknown)
-        elif status in NOT_ALLOWED and "flagged" not in reply.text or HOPELESS.search(reply.text):
+        elif HOPELESS.search(reply.text) or (status in NOT_ALLOWED and "flagged" not in reply.text):
             raise TeacherDown(f"{where} does not serve {body['model']!r} ({fault}): check the address, the "
                               "model's name, the key and the account")
         elif reply.text.startswith("data:"):

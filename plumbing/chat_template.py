@@ -25,7 +25,7 @@ class Pieces(NamedTuple):
 
 
 def apply_template(tokenizer: Any, messages: Messages, generate: bool = False) -> str:
-    """The text of messages by the tokenizer's own template; generate: and the start of the next turn.
+    """The text of messages by the tokenizer's own template; with generate, the start of the next turn too.
 
     Raises ValueError if the template fails.
     """

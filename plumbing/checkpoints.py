@@ -2,6 +2,7 @@
 import contextlib
 import os
 import shutil
+import time
 from collections.abc import Iterable, Iterator
 from pickle import UnpicklingError
 from typing import Any
@@ -10,7 +11,7 @@ import torch
 from torch import Tensor
 
 from plumbing.cli import InputError
-from plumbing.ranks import wait_for_ranks
+from plumbing.ranks import sum_over_ranks, wait_for_ranks
 
 
 @contextlib.contextmanager
@@ -30,6 +31,25 @@ def refuse_broken(weights: Iterable[Tensor], path: str) -> None:
 
 
 # ---- the state to resume from ----
+
+class SaveTimes:
+    """When to save a state: every so many steps, or if that is None, ten minutes after the last time."""
+    SECONDS = 600.0
+
+    def __init__(self, every: int | None) -> None:
+        self.every = every
+        self.last = time.monotonic()
+
+    def come(self, step: int) -> bool:
+        """Whether the time has come after this step; the same on all ranks."""
+        if self.every is not None:
+            return step % self.every == 0
+        late = time.monotonic() - self.last > self.SECONDS
+        if sum_over_ranks(late)[0] == 0:
+            return False
+        self.last = time.monotonic()
+        return True
+
 
 def save_state(trainer: Any, out: str, step: int, **extra: Any) -> None:
     """Write what resuming needs to OUT/state/step-N; once whole, `latest` names it and the old one goes."""
@@ -64,9 +84,12 @@ def load_state(trainer: Any, out: str) -> dict[str, Any]:
     except ZeRORuntimeException:
         raise InputError(f"{folder} was saved by another number of ranks, and only fp32 with --zero 0 can go "
                          "on from that: start as many as before, or delete it") from None
+    except torch.OutOfMemoryError:
+        raise
     except TORN as error:
         said = " ".join(str(error).split())[:200] or type(error).__name__
-        raise InputError(f"{folder} cannot be read ({said}): delete it to begin anew") from None
+        raise InputError(f"{folder} cannot be read ({said}): if it is torn, delete it and "
+                         "begin anew") from None
     return client_state
 
 

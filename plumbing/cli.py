@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from plumbing.values import not_negative, part, positive, seconds, seed, whole
+from plumbing.values import not_negative, positive, positive_share, seconds, seed, whole
 from sandbox import MODES, SandboxError
 
 
@@ -90,14 +90,14 @@ def teacher_flags(parser: argparse.ArgumentParser, required: bool = True) -> Non
     g.add_argument("--teacher-url", required=required,
                    help="OpenAI-compatible chat endpoint, such as http://localhost:8000")
     g.add_argument("--teacher-model", help="the teacher's name there (default: the first that is listed)")
-    g.add_argument("--concurrency", type=whole(1), default=64, help="requests in flight at once, per rank")
+    g.add_argument("--concurrency", type=whole(1), default=64, help="requests in flight at once, per process")
     g.add_argument("--timeout", type=seconds, default=600, help="seconds to wait for one reply")
     g.add_argument("--retries", type=whole(0), default=12,
                    help="further tries when the network or the server fails")
     g.add_argument("--reasks", type=whole(0), default=1, help="further tries when a reply has the wrong form")
     g.add_argument("--teacher-max-tokens", type=whole(1), default=2048,
                    help="tokens of one reply; a model that thinks needs more")
-    g.add_argument("--teacher-cache", 
+    g.add_argument("--teacher-cache",
                    help="SQLite file that keeps the replies: none is paid for twice; each node needs its own")
 
 
@@ -116,17 +116,21 @@ def env_flags(parser: argparse.ArgumentParser) -> None:
                    help="load numpy and sympy in every interpreter; without them it starts in half the time")
 
 
+ENGINES = ["torch", "vllm", "url"]
+
+
 def sampling_flags(parser: argparse.ArgumentParser, temperature: float = 0.6, top_p: float = 0.95,
-                   top_k: int = 20, vllm_memory: float = 0.9) -> None:
-    """The flags of every script in which the student acts."""
+                   top_k: int = 20, vllm_memory: float = 0.9, endpoint: bool = True) -> None:
+    """The flags of every script in which the student acts; endpoint: also behind --student-url."""
     g = parser.add_argument_group("rollouts")
-    g.add_argument("--engine", choices=["torch", "vllm", "url"], default="torch",
-                   help="what generates the student's turns: Transformers, vLLM, or an endpoint")
+    g.add_argument("--engine", choices=ENGINES if endpoint else ENGINES[:2], default="torch",
+                   help="what generates the student's turns: Transformers, vLLM, or an endpoint (url)")
     g.add_argument("--chat-template", help=CHAT_TEMPLATE)
-    g.add_argument("--student-url", help="OpenAI-compatible endpoint of the student, for --engine url")
+    if endpoint:
+        g.add_argument("--student-url", help="OpenAI-compatible endpoint of the student, for --engine url")
     g.add_argument("--threads", type=whole(1), default=16,
-                   help="programs, with their searches, that run at once, per rank")
-    g.add_argument("--vllm-memory", type=part, default=vllm_memory,
+                   help="programs, with their searches, that run at once, per rank (torch and vllm)")
+    g.add_argument("--vllm-memory", type=positive_share, default=vllm_memory,
                    help="share of each GPU for vLLM, while it generates")
     g.add_argument("--vllm-attention", metavar="NAME",
                    help="vLLM's attention backend, as FLASH_ATTN or FLASHINFER (default: vLLM's choice)")
@@ -139,7 +143,8 @@ def sampling_flags(parser: argparse.ArgumentParser, temperature: float = 0.6, to
                    help="new tokens after the start or the prefix, observations included")
     g.add_argument("--temperature", type=not_negative, default=temperature,
                    help="temperature of sampling; 0 is greedy")
-    g.add_argument("--top-p", type=part, default=top_p, help="probability mass that is sampled from")
+    g.add_argument("--top-p", type=positive_share, default=top_p,
+                   help="probability mass that is sampled from")
     g.add_argument("--top-k", type=whole(0), default=top_k, help="tokens that are sampled from; 0: all")
     g.add_argument("--sampling-seed", type=seed, default=0, help="seed of the sampled tokens")
 
@@ -173,6 +178,6 @@ def training_flags(group: Any, row_tokens: int) -> None:
     group.add_argument("--checkpointing", action=argparse.BooleanOptionalAction, default=False,
                        help="recompute activations in the backward pass: less memory, a third more time")
     group.add_argument("--seed", type=seed, default=0, help="seed of the order of the data and of LoRA")
-    group.add_argument("--save-every", type=whole(1), 
-                       help="steps between saved states (default: a twentieth of the run)")
+    group.add_argument("--save-every", type=whole(1),
+                       help="steps between saved states (default: ten minutes between them)")
     group.add_argument("--wandb", metavar="PROJECT", help="log to this project of Weights & Biases too")

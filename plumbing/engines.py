@@ -68,11 +68,7 @@ def load_engine(args: argparse.Namespace, path: str, load_chat: Callable[[str, s
     together will play from. Raises InputError for anything that is no chat model.
     """
     if args.engine == "url":
-        if not args.student_url:
-            raise InputError("--engine url needs --student-url")
-        if args.chat_template:
-            raise InputError("--chat-template is for --engine torch and vllm: an endpoint has its own")
-        return URLEngine(args.student_url, path, args.concurrency, args.timeout)
+        return URLEngine(args.student_url, path, args.concurrency, args.timeout, args.retries)
     from plumbing.models import load_config, load_model, named_on_error, usable_dtype
     chat = load_chat(path, args.chat_template)
     if args.engine == "vllm":
@@ -86,8 +82,8 @@ def load_engine(args: argparse.Namespace, path: str, load_chat: Callable[[str, s
 
 def check_trainer_engine(args: argparse.Namespace) -> None:
     """InputError for an engine that does not give what grpo_short.py trains on: token ids and log-probs."""
-    if args.engine == "url":
-        raise InputError("--engine url has no token ids and log-probs: it is for mps.py and eval.py")
+    if args.temperature == 0:
+        raise InputError("--temperature 0 makes all rollouts from a start alike: there is nothing to compare")
     if args.engine == "vllm" and (args.top_p < 1 or args.top_k):
         raise InputError("--engine vllm gives log-probs after --top-p and --top-k: train with 1 and 0")
 
@@ -95,19 +91,19 @@ def check_trainer_engine(args: argparse.Namespace) -> None:
 def vllm_settings(args: argparse.Namespace, path: str, chat: Chat, starts: list[Record]) -> dict[str, Any]:
     """The keyword arguments of VLLMEngine that flags decide.
 
-    Raises InputError if the longest start and --max-tokens do not fit the model.
+    Raises InputError if --max-tokens after the longest start do not fit the model, or --max-model-len.
     """
     from plumbing.models import load_config
-    longest = args.max_model_len
-    if longest is None:                                    # what this run needs
-        openings = [start.get("messages") or [{"role": "user", "content": start["question"]}]
-                    for start in starts]
-        start = max((len(chat.encode(messages)[0]) for messages in openings), default=0)
-        longest = start + args.max_tokens + 1
-        limit = load_config(path).get_text_config().max_position_embeddings
-        if longest > limit:
-            raise InputError(f"--max-tokens {args.max_tokens} after a start of {start} tokens is more than "
-                             f"the {limit} positions of {path}: lower it, or give --max-model-len")
+    openings = [start.get("messages") or [{"role": "user", "content": start["question"]}] for start in starts]
+    start = max((len(chat.encode(messages)[0]) for messages in openings), default=0)
+    needed = start + args.max_tokens + 1
+    limit = getattr(load_config(path).get_text_config(), "max_position_embeddings", None) or needed
+    room = args.max_model_len or limit
+    if needed > room:
+        what = "--max-model-len" if args.max_model_len else f"the positions of {path}"
+        raise InputError(f"--max-tokens {args.max_tokens} after a start of {start} tokens is more than "
+                         f"{room}, {what}: lower it")
+    longest = args.max_model_len or needed
     return {"memory": args.vllm_memory, "longest": longest, "attention": args.vllm_attention,
             "threads": args.threads}
 
@@ -546,11 +542,13 @@ class URLEngine:
     batched = False
     separate = True
 
-    def __init__(self, url: str, model: str, concurrency: int = 64, timeout: float = 600) -> None:
+    def __init__(self, url: str, model: str, concurrency: int = 64, timeout: float = 600,
+                 retries: int = 12) -> None:
         self.url = url
         self.model = model
         self.concurrency = concurrency                     # requests in flight at once
         self.timeout = timeout                             # seconds for one reply
+        self.retries = retries                             # further tries when network or server fails
         self.refused: set[str] = set()                     # fields of a request that it does not take
 
     def play(self, episodes: list[Episode], temperature: float = 1.0, top_p: float = 1.0, top_k: int = 0,
@@ -566,7 +564,8 @@ class URLEngine:
                 ask = {"messages": messages, "max_tokens": episode.max_tokens,
                        "seed": episode.sampling_seed(seed)}
                 try:
-                    choice = chat_completion(self.url, body | ask, timeout=self.timeout, refused=self.refused)
+                    choice = chat_completion(self.url, body | ask, timeout=self.timeout,
+                                             retries=self.retries, refused=self.refused)
                 except BadReply as error:
                     if not episode.calls:                  # not even the first request is taken
                         raise InputError(f"--student-url {self.url}: {error}") from None

@@ -70,7 +70,7 @@ def load_config(path: str) -> Any:
 def load_model(path: str, dtype: torch.dtype | str, training: bool = False) -> torch.nn.Module:
     """The causal language model of a folder or hub name, on this rank's device. Raises InputError.
 
-    dtype: "auto" is that of its weights, fp32 where the processor is slow with that. training: no dropout.
+    dtype: "auto" is that of its weights, or fp32 on a processor that is slow in it. training: no dropout.
     """
     import transformers
     transformers.utils.logging.disable_progress_bar()

@@ -101,3 +101,14 @@ class Progress:
                                  teacher_tokens_a_task=self.usage["teacher_completion_tokens"] // n,
                                  student_tokens_a_task=self.usage["student_tokens"] // n)
             self.bar.update(1)
+
+
+def outcome_text(records: list[Record], outcomes: tuple[str, ...]) -> str:
+    """How many tasks ended how, and what one of them took of the teacher."""
+    counts = Counter(record["outcome"] for record in records)
+    tasks = max(1, len(records))
+    corrections = sum(record["interventions"] for record in records) / tasks
+    tokens = sum(record["usage"].get("teacher_completion_tokens", 0) for record in records) / tasks
+    counted = ", ".join(f"{counts[name]} {name}" for name in outcomes)
+    return (f"{len(records)} tasks: {counted}; per task {corrections:.2f} corrections, {tokens:.0f} teacher "
+            "tokens")

@@ -23,7 +23,7 @@ def check_start(args: argparse.Namespace, out_is_file: bool = False) -> None:
     installed, and an --out that cannot be written."""
     given = vars(args)
     engine = given.get("engine")
-    if engine == "url" and not args.student_url:
+    if engine == "url" and not given.get("student_url"):
         raise InputError("--engine url needs --student-url, the address of the endpoint")
     if given.get("student_url") and engine != "url":
         raise InputError(f"--student-url is used only with --engine url, not with --engine {engine}")
@@ -31,6 +31,11 @@ def check_start(args: argparse.Namespace, out_is_file: bool = False) -> None:
         raise InputError("--teacher-model needs --teacher-url, the address of the endpoint")
     if given.get("offload") and not args.zero:
         raise InputError("--offload needs --zero 1, 2 or 3")
+    template = given.get("chat_template")
+    if template and engine == "url":
+        raise InputError("--chat-template is for --engine torch and vllm: an endpoint has its own")
+    if template and not os.path.isfile(template):
+        raise InputError(f"--chat-template {template}: there is no such file")
     if engine == "url":
         check_endpoint(args.student_url, given.get("student") or args.model)
     if engine == "vllm":
@@ -42,7 +47,8 @@ def check_start(args: argparse.Namespace, out_is_file: bool = False) -> None:
     if "https:" in (given.get("search") or "") and not os.environ.get("SEARCH_API_KEY"):
         raise InputError(f"--search {args.search} needs the service's key in the environment variable "
                          "SEARCH_API_KEY (any text, if the service wants none)")
-    for name in ("model", "student", "tasks", "data", "val", "eval_tasks", "teacher_cache", "search_cache"):
+    for name in ("model", "student", "tasks", "data", "val", "eval_tasks", "chat_template", "teacher_cache",
+                 "search_cache"):
         if engine == "url" and name in ("model", "student"):
             continue                                       # a name there, and no folder
         check_overwrites(str(args.out), name, given.get(name))
@@ -90,9 +96,8 @@ def check_endpoint(url: str, model: str) -> None:
     """InputError if --student-url does not answer, or lists other models only."""
     try:
         names = served_models(url, {})
-    except TeacherDown:
-        raise InputError(f"--student-url {url}: nothing answers there; start the server first, or give its "
-                         "address") from None
+    except TeacherDown as error:
+        raise InputError(f"--student-url {url}: {error}") from None
     if names and model not in names:
         raise InputError(f"--student-url {url} does not list the model {model}, but {', '.join(names[:5])}")
 
@@ -162,7 +167,7 @@ MAY_CHANGE = {
     "val", "val_every", "show", "show_every", "save_every", "wandb", "max_logp_gap",
     "greedy",                                              # another word for --temperature 0
 }
-PATHS = {"model", "student", "data", "eval_tasks"}         # of the others: compared however they are spelled
+PATHS = {"model", "student", "data", "eval_tasks", "chat_template"}        # compared however they are spelled
 
 
 def check_resume(args: argparse.Namespace, records: Collection[Record], tasks: Iterable[Record], *,

@@ -34,3 +34,11 @@ def without_thinking(text: str) -> str:
             break
         start = end_of_thinking(text, start)
     return text[start:].strip()
+
+
+def after_thinking(text: str) -> str:
+    """The same of a text that may have been cut off; "" if it ends inside its thinking."""
+    try:
+        return without_thinking(text)
+    except ValueError:
+        return ""

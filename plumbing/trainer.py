@@ -74,6 +74,7 @@ def load_reference(args: argparse.Namespace) -> Any:
     reference = load_policy(args.model, args).eval()
     if args.zero < 3:
         return reference
+    wait_for_ranks("loading the reference")
     config = {"train_micro_batch_size_per_gpu": 1, "zero_optimization": {"stage": 3},
               "bf16": {"enabled": args.dtype == "bf16"}, "steps_per_print": 1 << 60}
     sharded, *_ = deepspeed.initialize(model=reference, config=config)

@@ -28,7 +28,7 @@ def whole(least: int) -> Callable[[str], int]:
 not_negative = checked(float, lambda x: x >= 0, "a number of at least 0")
 positive = checked(float, lambda x: x > 0, "a number above 0")
 share = checked(float, lambda x: 0 <= x <= 1, "a number from 0 to 1")
-part = checked(float, lambda x: 0 < x <= 1, "a number above 0 and at most 1")
+positive_share = checked(float, lambda x: 0 < x <= 1, "a number above 0 and at most 1")
 dual = checked(float, lambda x: x == 0 or x > 1, "0 or a number above 1")
 chance = checked(float, lambda x: 0 < x < 1, "a number above 0 and below 1")
 seconds = checked(float, lambda x: 0 < x <= 1e6, "a number above 0 and at most 1000000")

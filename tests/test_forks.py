@@ -67,7 +67,7 @@ def test_another_engine(fork, tmp_path):
     engines.write_text(engines.read_text(encoding="utf-8") + "\n\n" + snippet("Another engine"), encoding="utf-8")
     old = '    if args.engine == "url":\n        if not'
     replace(engines, old, '    if args.engine == "constant":\n        return ConstantEngine()\n' + old)
-    replace(fork / "plumbing" / "cli.py", 'choices=["torch", "vllm", "url"]', 'choices=["torch", "vllm", "url", "constant"]')
+    replace(fork / "plumbing" / "cli.py", 'ENGINES = ["torch", "vllm", "url"]', 'ENGINES = ["torch", "vllm", "url", "constant"]')
     data = write(tmp_path / "tasks.jsonl", [{"id": "a", "question": "6 x 7?", "answer": "42"},
                                             {"id": "b", "question": "6 x 8?", "answer": "48"}])
     run(fork, "eval.py", "run", "--engine", "constant", "--model", "none", "--tasks", data, "--metric", "rule",

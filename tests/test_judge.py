@@ -925,7 +925,7 @@ def test_decontaminate(tmp_path):
 
 @pytest.mark.parametrize("command, message", [
     (["decontaminate", "--tasks", "nowhere.jsonl", "--against", "x", "--out", "y"], "cannot read nowhere.jsonl: No such file"),
-    (["audit", "--teacher-url", "http://127.0.0.1:9", "--teacher-model", "m", "--data", "x"], "no teacher answers at http://127.0.0.1:9"),
+    (["audit", "--teacher-url", "http://127.0.0.1:9", "--teacher-model", "m", "--data", "x"], "no model answers at http://127.0.0.1:9"),
     (["audit", "--teacher-url", "http://127.0.0.1:9", "--data", "x", "--concurrency", "0"], "--concurrency 0"),
     (["audit", "--teacher-url", "http://127.0.0.1:9", "--data", "x", "--teacher-cache", __file__], "--teacher-cache"),
     (["decontaminate", "--tasks", os.devnull, "--against", os.devnull, "--out", "y"], f"{os.devnull} is empty")])

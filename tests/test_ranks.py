@@ -37,3 +37,17 @@ def test_rank_0_says_for_whom_it_waits(trainer, tmp_path):
     assert done.returncode == 0, done.stderr[-3000:]
     assert "waited True" in done.stdout
     assert "rank 0 waits for rank 1: its rollouts, " in done.stderr
+
+
+def test_states_are_saved_every_so_many_steps_or_after_ten_minutes(monkeypatch):
+    from plumbing import checkpoints
+    assert [step for step in range(1, 10) if checkpoints.SaveTimes(4).come(step)] == [4, 8]
+    clock, asked = [0.0], []
+    monkeypatch.setattr(checkpoints.time, "monotonic", lambda: clock[0])
+    monkeypatch.setattr(checkpoints, "sum_over_ranks", lambda late: [asked.append(late) or float(late)])
+    times = checkpoints.SaveTimes(None)
+    found = []
+    for minute in (5, 11, 12, 20, 22):
+        clock[0] = 60.0 * minute
+        found.append(times.come(1))
+    assert found == [False, True, False, False, True] and len(asked) == 5
