@@ -65,7 +65,7 @@ def test_another_reward(fork, tmp_path, checkpoint, teacher_url):
 def test_another_engine(fork, tmp_path):
     engines = fork / "plumbing" / "engines.py"
     engines.write_text(engines.read_text(encoding="utf-8") + "\n\n" + snippet("Another engine"), encoding="utf-8")
-    old = '    if args.engine == "url":\n        if not'
+    old = '    if args.engine == "url":\n        return URLEngine'
     replace(engines, old, '    if args.engine == "constant":\n        return ConstantEngine()\n' + old)
     replace(fork / "plumbing" / "cli.py", 'ENGINES = ["torch", "vllm", "url"]', 'ENGINES = ["torch", "vllm", "url", "constant"]')
     data = write(tmp_path / "tasks.jsonl", [{"id": "a", "question": "6 x 7?", "answer": "42"},

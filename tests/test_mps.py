@@ -9,11 +9,13 @@ import subprocess
 import sys
 import threading
 import time
+import types
 
 import pytest
 
 import judge
 import mps
+import plumbing.chat_api
 import sft
 import teacher as demo_teacher
 from conftest import ROOT, script, send_json
@@ -60,8 +62,10 @@ def outcomes(records):
 
 
 @pytest.mark.slow
-def test_a_faulty_teacher_changes_nothing(teacher_url):
+def test_a_faulty_teacher_changes_nothing(teacher_url, monkeypatch):
     """10 % each: HTTP 500, 429 with Retry-After, silence, cut replies, half texts, steps that do not exist."""
+    impatient = types.SimpleNamespace(**vars(time) | {"sleep": lambda seconds: time.sleep(min(seconds, 0.1))})
+    monkeypatch.setattr(plumbing.chat_api, "time", impatient)
     flags = ["--port", "0", "--faults", "0.1", "--hang", "1"]
     server, url = demo_teacher.serve(demo_teacher.parse_args(flags))
     given = tasks(60)

@@ -493,16 +493,15 @@ def test_any_split_trains_as_a_plain_loop_does(ranks, flags, tmp_path, checkpoin
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("zero", [0, 2])
-def test_bf16_begins_at_step_one_and_resumes_to_the_bit(zero, tmp_path, checkpoint, data):
-    """DeepSpeed's optimizer for ZeRO 0 takes a step while it starts: nothing may be left of it."""
+def test_bf16_begins_at_step_one_and_resumes_to_the_bit(tmp_path, checkpoint, data):
+    """DeepSpeed's own bf16 optimizer without ZeRO takes a step while it starts: --zero 0 is not run with it."""
     from test_stages import kill_when
     flags = ["--model", checkpoint, "--data", data, *FLAGS, "--dtype", "bf16"]
     script("sft.py", *flags, "--zero", 1, "--out", tmp_path / "sharded")
-    script("sft.py", *flags, "--zero", zero, "--out", tmp_path / "whole")
+    script("sft.py", *flags, "--zero", 0, "--out", tmp_path / "whole")
     for ours, theirs in list(zip(curve(tmp_path / "whole"), curve(tmp_path / "sharded")))[:3]:
         assert ours == pytest.approx(theirs, abs=1e-4)
-    command = [sys.executable, os.path.join(ROOT, "sft.py"), *map(str, flags), "--zero", str(zero), "--save-every",
+    command = [sys.executable, os.path.join(ROOT, "sft.py"), *map(str, flags), "--zero", "0", "--save-every",
                "2", "--out", str(tmp_path / "killed")]
     kill_when(command, lambda n: (tmp_path / "killed" / "state" / "latest").exists(), 1)
     assert curve(tmp_path / "killed") == curve(tmp_path / "whole")
