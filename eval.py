@@ -249,14 +249,15 @@ def run(args: argparse.Namespace, engine: Engine | None = None) -> None:
     for number in range(args.runs):
         wanted += [task | {"run": number} for task in tasks]
     if rank == 0:
-        check_resume(args, read_predictions(args.out).values(), wanted, key=key_of)
+        before = read_predictions(args.out).values()
+        check_resume(args, before, wanted, key=key_of)
     teacher = judge.Teacher.from_args(args) if args.teacher_url else None
     set_sandbox(args.sandbox, args.preload)
     search = search_from_args(args)
 
     # ---- rollout ----
     if rank == 0:                                          # again: now the name of the teacher is known
-        check_resume(args, read_predictions(args.out).values(), wanted, key=key_of)
+        check_resume(args, before, wanted, key=key_of)
         save_args(args)
         merge_predictions(args.out)
     wait_for_ranks("merging what is there")

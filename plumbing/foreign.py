@@ -1,5 +1,7 @@
 """What a file may be in place of JSON, and what to do about it."""
 import codecs
+import contextlib
+from collections.abc import Iterator
 from pathlib import Path
 
 from plumbing.cli import InputError
@@ -33,6 +35,17 @@ FOREIGN = {b"PAR1": PARQUET,
            codecs.BOM_UTF32_BE: UTF32,
            codecs.BOM_UTF16_LE: UTF16,
            codecs.BOM_UTF16_BE: UTF16}
+
+
+@contextlib.contextmanager
+def reading(path: str | Path) -> Iterator[None]:
+    """InputError, naming the file, for what goes wrong while it is read as UTF-8."""
+    try:
+        yield
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path} is not UTF-8 text ({error}): write it as JSON lines in UTF-8") from None
+    except OSError as error:
+        raise InputError(f"cannot read {path}: {error.strerror or error}") from None
 
 
 def refuse_foreign(path: str | Path, start: bytes) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from plumbing.cli import InputError
-from plumbing.foreign import refuse_foreign
+from plumbing.foreign import reading, refuse_foreign
 
 Record = dict[str, Any]
 
@@ -32,19 +32,14 @@ def read_jsonl(path: str | Path, fields: Collection[str] = ()) -> Iterator[tuple
 
     fields: what every object has if a stage of this project wrote it.
     """
-    try:
-        with open(path, "rb") as file:
-            refuse_foreign(path, file.peek(4096))
-            for n, record in objects_of(path, io.TextIOWrapper(file, encoding="utf-8-sig")):
-                for field in fields:
-                    if field not in record:
-                        raise InputError(f'{path}, line {n}: the field "{field}" is missing, so no stage '
-                                         "wrote this line: delete it, or give another folder")
-                yield n, record
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path} is not UTF-8 text ({error}): write it as JSON lines in UTF-8") from None
-    except OSError as error:
-        raise InputError(f"cannot read {path}: {error.strerror or error}") from None
+    with reading(path), open(path, "rb") as file:
+        refuse_foreign(path, file.peek(4096))
+        for n, record in objects_of(path, io.TextIOWrapper(file, encoding="utf-8-sig")):
+            for field in fields:
+                if field not in record:
+                    raise InputError(f'{path}, line {n}: the field "{field}" is missing, so no stage '
+                                     "wrote this line: delete it, or give another folder")
+            yield n, record
 
 
 def objects_of(path: str | Path, lines: Iterable[str]) -> Iterator[tuple[int, Record]]:

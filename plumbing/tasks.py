@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from plumbing.cli import InputError
-from plumbing.foreign import ENCRYPTED, refuse_foreign
+from plumbing.foreign import ENCRYPTED, reading, refuse_foreign
 from plumbing.ranks import rank_and_world
 from plumbing.records import Record, fault_of_json, objects_of
 
@@ -29,15 +29,10 @@ LISTS = ("data", "rows", "questions", "examples", "instances")     # of one obje
 
 def read_text(path: str | Path) -> str:
     """The text of a file; InputError for what is no JSON, with what to do about it."""
-    try:
+    with reading(path):
         data = Path(path).read_bytes()                     # once: it may be a pipe
-    except OSError as error:
-        raise InputError(f"cannot read {path}: {error.strerror or error}") from None
-    refuse_foreign(path, data[:4096])
-    try:
+        refuse_foreign(path, data[:4096])
         return data.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path} is not UTF-8 text ({error}): write it as JSON lines in UTF-8") from None
 
 
 def read_records(path: str | Path) -> list[tuple[str, Record]]:
