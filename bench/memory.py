@@ -8,10 +8,11 @@ In bf16, for P trained parameters on W ranks, the largest of them M, B in a buck
   --zero    held between two steps    more at the peak of a step
   0, 2      2 P + 12 P / W            4 P / W + 4 B + 4 M
   1         6 P + 12 P / W            8 P
-  3         18 P / W + 2 B            4 P / W + 2 B + 2 M
+  3         18 P / W + 2 B            the larger of 4 P / W and 2 L, + 2 B + 2 M
 
-(2: weights; 12: fp32 weights and AdamW's two moments; 4: sums of gradients.) With --offload the 12 P / W and
-4 P / W are in host memory. Frozen weights, as under --lora-rank, take 2 bytes each, under ZeRO-3 2 / W. On
+(2: weights; 12: fp32 weights and AdamW's two moments; 4: sums of gradients; L: parameters that DeepSpeed's
+stage 3 leaves gathered at once, all of them up to a billion.) With --offload the 12 P / W and 4 P / W are in
+host memory. While it starts a rank holds all weights in bf16. Frozen weights, as under --lora-rank, take 2 bytes each, under ZeRO-3 2 / W. On
 top come activations, 23 h + 8 I bytes a token and layer (hidden size h, MLP I, as measured; with
 --checkpointing that of one layer, and 2 h of the others), and 4 bytes a logit of a chunk.
 """
@@ -28,6 +29,7 @@ from plumbing.values import whole
 GIB = 2 ** 30
 LOGITS = 4 * (1 << 27)                                     # bytes of a chunk of TokenLogProbs
 PERSISTENT = 100_000                                       # ZeRO-3 leaves smaller parameters whole
+GATHERED = 1_000_000_000                                   # and that many that it will soon use again
 # layers, hidden size, MLP, heads, key–value heads, head size, vocabulary, tied embeddings
 QWEN25 = {"0.5B": (24, 896, 4864, 14, 2, 64, 151936, True), "1.5B": (28, 1536, 8960, 12, 2, 128, 151936, True),
           "3B": (36, 2048, 11008, 16, 2, 128, 151936, True), "7B": (28, 3584, 18944, 28, 4, 128, 152064, False),
@@ -90,11 +92,13 @@ def states(s: Sizes, world: int, zero: int, offload: bool = False) -> Bytes:
     zero = zero or 2                                       # as `zero_stage` has it
     P, W, B, M = s.trained, world, min(BUCKET, s.trained), s.largest
     frozen = 2 * (s.all - P) if s.trained < s.all else 0
+    gathered = 0
     if zero == 3:
         frozen /= W
         weights, optimizer, more = 2 * P / W, 12 * P / W, 2 * B + 2 * M
         fixed = 2 * B + 2 * s.small * (1 - 1 / W)
         gradients, sums = 4 * P / W, 4 * P / W
+        gathered = 2 * min(s.all, GATHERED)                # in the backward pass; the sums are made after it
     elif zero == 2:
         weights, optimizer, fixed, more = 2 * P, 12 * P / W, 0, 4 * B + 4 * M
         gradients, sums = 0, 4 * P / W
@@ -102,11 +106,14 @@ def states(s: Sizes, world: int, zero: int, offload: bool = False) -> Bytes:
         weights, optimizer, fixed, more = 2 * P, 12 * P / W, 0, 8 * P
         gradients, sums = 4 * P, 0
     held = weights + fixed + frozen
-    host = optimizer + gradients + sums if offload else 0
-    if not offload:
+    host = 0
+    if offload:
+        host = optimizer + gradients + sums
+        sums = 0
+    else:
         held += optimizer + gradients
-        more += sums
-    loading = 2 * s.all + (0 if offload else 8 * P / W) + (2 * B if zero == 3 else 0)
+    more += max(sums, gathered)
+    loading = 2 * s.all + (2 * B if zero == 3 else 0)
     return Bytes(held, held + more, max(loading, held), host)
 
 
@@ -165,6 +172,7 @@ def measure(zero: int) -> None:
     from torch.utils._pytree import tree_leaves
 
     import sft
+    from plumbing import trainer as making
     from plumbing.models import LogProbs
     from plumbing.packing import pack_examples
     from plumbing.ranks import start_distributed
@@ -191,6 +199,7 @@ def measure(zero: int) -> None:
             self.live = {key: kept for key, kept in self.live.items() if not kept[0].expired()}
             return sum(n for _, n in self.live.values())
 
+    making.BUCKET = 300_000                                # small beside the model, as it is in a real run
     rank, world, device = start_distributed()
     flags = ["--model", "m", "--data", "d", "--out", "o", "--dtype", "bf16", "--zero", str(zero)]
     batch = pack_examples([(list(range(3, 11)), [1] * 8)], device)

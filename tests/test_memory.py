@@ -7,7 +7,7 @@ import pytest
 from conftest import ROOT, script
 
 
-@pytest.mark.parametrize("ranks", [1, 2])
+@pytest.mark.parametrize("ranks", [1, 4])
 def test_what_is_computed_is_what_a_process_takes(ranks):
     printed = script("bench/memory.py", "--measure", ranks=ranks).stdout
     found = re.findall(r"zero (\d) ranks (\d).*held (\S+) (\S+) peak (\S+) (\S+)", printed)
