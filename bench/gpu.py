@@ -3,6 +3,7 @@ fast is it, and how much memory does it take?
 
     python bench/gpu.py --out runs/gpu --budget 350      # one GPU of 80 GB
     python bench/gpu.py --only parity attend             # some of the sections
+    python bench/gpu.py --table --out runs/gpu           # what it found, as the table of bench/README.md
     python bench/gpu.py --cpu-smoke                      # no GPU: the same code, tiny sizes, a few minutes
 
 It needs one CUDA GPU and the packages of requirements-gpu.txt (vLLM is not used). It needs no network: all
@@ -66,6 +67,8 @@ def parse_args():
     p.add_argument("--budget", type=float, default=350,
                    help="seconds; no section starts what it cannot end (default 350)")
     p.add_argument("--cpu-smoke", action="store_true", help="tiny sizes on the CPU, no flash-attention (default: off)")
+    p.add_argument("--table", action="store_true",
+                   help="print the table of bench/README.md from OUT/gpu.json, and end (default: off)")
     p.add_argument("--child", choices=["memory"], help=argparse.SUPPRESS)     # in its own process
     p.add_argument("--zero", type=int, help=argparse.SUPPRESS)
     return p.parse_args()
@@ -851,6 +854,45 @@ def table():
         print("FAULT " + f["error"])
 
 
+# a line of the page: its name, the section, the rows of it that count, what is told of such a row
+SPEED = lambda r: f"{r['tokens_per_s']:,.0f} tokens/s, {r['of_matmul']:.0%} of the matmul rate, {r['peak_gib']:.1f} GiB"
+UPDATE = lambda r: f"{r['seconds']:.3f} s, {r['peak_gib']:.1f} GiB"
+ARMS = {"packed": "ours packed", "`--no-pack`": "ours padded", "Transformers, padded": "Transformers sdpa"}
+PAGE = [*[(f"`sft.py`, {title}", "sft", dict(arm=arm), SPEED) for title, arm in ARMS.items()],
+        *[(f"update on a group {P}/{R}/16, {title}", "grpo", dict(P=P, R=R, arm=arm), UPDATE)
+          for P, R in ((512, 330), (840, 430)) for title, arm in ARMS.items()]]
+DECODE = lambda r: f"{r['tokens_per_s']:,.0f} tokens/s, {r['peak_gib']:.1f} GiB"
+STATES = lambda r: f"{r['peak_gib']:.1f} GiB, {r['bytes_per_parameter']:.1f} bytes a parameter"
+PAGE_SMALL = [*[(f"decoding 8 prompts x 16, {arm}", "decode", dict(arm=arm), DECODE)
+                for arm in ("TorchEngine", "Transformers generate")],
+              *[(f"peak of a step under DeepSpeed, `--zero {zero}`", "memory", dict(zero=zero), STATES)
+                for zero in (0, 2, 3)]]
+
+
+def cell(section, wanted, text):
+    """What was found, or that nothing was."""
+    for r in RESULT["sections"].get(section, []):
+        if all(r[name] == value for name, value in wanted.items()):
+            return text(r)
+    return "not run"
+
+
+def page():
+    """Print the table of bench/README.md: 7B with recomputed activations, 1.5B without."""
+    found = RESULT.get("machine", {})
+    print(f"| {found.get('device', 'one GPU')}, bf16 | Qwen2.5-1.5B | Qwen2.5-7B, recomputed |\n|---|---:|---:|")
+    for title, section, wanted, text in PAGE:
+        both = [cell(section, dict(wanted, shape=shape, recompute=shape == "7B"), text) for shape in SHAPES]
+        print(f"| {title} | {both[0]} | {both[1]} |")
+    for title, section, wanted, text in PAGE_SMALL:
+        print(f"| {title} | {cell(section, wanted, text)} | |")
+    rows = RESULT["sections"].get("parity", [])
+    close = f"{sum(r['ok'] for r in rows)} of {len(rows)} within bf16 noise" if rows else "not run"
+    runs = f"{sum(r['rc'] == 0 for _, r in cli_runs())} of {len(cli_runs())} without a fault" if cli_runs() else "not run"
+    print(f"| losses and gradients of packed rows (small models) | {close} | |\n"
+          f"| real runs of `sft.py` and `grpo_short.py` (small models) | {runs} | |")
+
+
 def cli_runs():
     return [item for rows in RESULT["sections"].get("cli", {}).values() for item in rows.items()]
 
@@ -899,5 +941,10 @@ def main():
 if __name__ == "__main__":
     if ARGS.child == "memory":
         child_memory(ARGS.zero)
+    elif ARGS.table:
+        if os.path.exists(os.path.join(ARGS.out, "gpu.json")):
+            with open(os.path.join(ARGS.out, "gpu.json")) as saved:
+                RESULT.update(json.load(saved))
+        page()
     else:
         main()

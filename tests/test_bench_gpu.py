@@ -1,9 +1,10 @@
 """bench/gpu.py, which needs a GPU to say anything, runs through on CPUs."""
 import json
+import os
 
 import pytest
 
-from conftest import script
+from conftest import ROOT, script
 
 
 @pytest.mark.slow
@@ -13,3 +14,13 @@ def test_the_check_for_gpus_runs_through(tmp_path):
     found = json.loads((tmp_path / "gpu.json").read_text())
     assert all(row["ok"] for row in found["sections"]["parity"]) and len(found["sections"]["parity"]) == 25
     assert not found["faults"]
+    printed = script("bench/gpu.py", "--table", "--out", tmp_path).stdout
+    assert [line for line in printed.splitlines() if "not run" in line and "a group" not in line] == [
+        "| real runs of `sft.py` and `grpo_short.py` (small models) | not run | |"]
+
+
+def test_the_page_has_every_line_of_the_table(tmp_path):
+    printed = script("bench/gpu.py", "--table", "--out", tmp_path).stdout.splitlines()
+    with open(os.path.join(ROOT, "bench", "README.md"), encoding="utf-8") as file:
+        page = [line.split("|")[1] for line in file if line.startswith("|")]
+    assert len(printed) == 18 and all(line.split("|")[1] in page for line in printed[2:])
