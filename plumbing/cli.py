@@ -76,6 +76,13 @@ def cli(main: Callable[[argparse.Namespace], None], args: argparse.Namespace) ->
                 raise
         print(f"error: {said}", file=sys.stderr)
         sys.exit(2)
+    except RuntimeError as error:
+        if type(error).__name__ != "OutOfMemoryError":     # torch's: not imported for --help
+            raise
+        print("error: the memory of a GPU is full; `python bench/memory.py --help` computes what a run "
+              "needs, --checkpointing, fewer --row-tokens, --zero 3, --offload or --lora-rank need less "
+              f"({' '.join(str(error).split())})", file=sys.stderr)
+        sys.exit(2)
 
 
 # ---- flags of several scripts ----

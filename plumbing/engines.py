@@ -227,6 +227,8 @@ class TorchEngine:
                 plain = self.model(torch.tensor([row], device=logits.device)).logits[0, -1]
                 gap = torch.log_softmax(logits.float(), -1) - torch.log_softmax(plain.float(), -1)
                 gaps.append(float(gap.abs().mean()))
+        except torch.OutOfMemoryError:
+            raise
         except (AttributeError, TypeError, ValueError, LookupError, RuntimeError) as error:
             why = " ".join(str(error).split())[:100]
             raise InputError(f"{needs} ({type(error).__name__}: {why}); give --engine vllm") from error

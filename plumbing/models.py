@@ -41,6 +41,8 @@ def named_on_error(path: str) -> Iterator[None]:
                ImportError, SafetensorError, StrictDataclassError)
     try:
         yield
+    except torch.OutOfMemoryError:                         # `cli` has a sentence for that
+        raise
     except foreign as error:
         said = " ".join(str(error).split())[:300] or type(error).__name__
         if isinstance(error, SafetensorError):
@@ -154,6 +156,8 @@ def load_policy(path: str, args: argparse.Namespace) -> "LogProbs":
             batch = pad_examples([(ids.tolist(), [1] * 8)], model.device)
         with torch.no_grad():
             gap = (policy(*batch)[-7:] - plain).abs().mean()
+    except torch.OutOfMemoryError:
+        raise
     except (ValueError, TypeError, AttributeError, LookupError, RuntimeError) as error:
         raise InputError(f"cannot train {path!r}: {error}") from error
     largest = 0.01 if dtype == torch.float32 else 0.3                      # nats; bf16 rounds

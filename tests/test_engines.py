@@ -12,7 +12,8 @@ import env
 import mps
 import plumbing.engines
 import plumbing.models
-from plumbing.cli import InputError
+import sft
+from plumbing.cli import InputError, cli
 from plumbing.engines import TorchEngine, VLLMEngine, check_trainer_engine, load_engine, trainer_engine
 from plumbing.kv_cache import ROOM, GrowingLayer, shortest_window
 from plumbing.models import load_model
@@ -306,6 +307,27 @@ def test_a_policy_is_loaded_in_its_dtype_straight_to_its_gpu(dtype, checkpoint, 
     with pytest.raises(Stop):
         plumbing.models.load_policy(checkpoint, SimpleNamespace(dtype=dtype, pack=True, max_tokens=64))
 
+
+
+@pytest.mark.parametrize("where", ["loading", "the first check", "the engine's check"])
+def test_a_full_gpu_is_named_and_not_the_model(where, checkpoint, monkeypatch, capsys):
+    def full(*_, **__):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+
+    def main(_):
+        if where == "loading":
+            monkeypatch.setattr(transformers.AutoModelForCausalLM, "from_pretrained", full)
+        if where == "the first check":
+            monkeypatch.setattr(plumbing.models.LogProbs, "forward", full)
+        if where == "the engine's check":
+            monkeypatch.setattr(TorchEngine, "prefill", full)
+            load("torch", checkpoint)
+        plumbing.models.load_policy(checkpoint, sft.parse_args(["--model", "m", "--data", "d", "--out", "o"]))
+    with pytest.raises(SystemExit) as end:
+        cli(main, argparse.Namespace())
+    said = capsys.readouterr().err
+    assert end.value.code == 2 and said.startswith("error: the memory of a GPU is full; ")
+    assert said.count("\n") == 1 and said.endswith("Tried to allocate 2.00 GiB)\n")
 
 
 @pytest.mark.parametrize("saved, slow, expected", [
