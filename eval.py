@@ -5,7 +5,9 @@
   report  a RUN folder      -> RUN/report.html (one file that opens from disk) and RUN/plots/*.png
 
   CPU     python eval.py run --model ckpt/rl --tasks tasks/eval.jsonl --out eval/rl-greedy --greedy
-  1 GPU   python eval.py run --model ckpt/rl --tasks benchmarks/*/test.jsonl --out eval/rl --engine vllm
+  1 GPU   python eval.py run --model ckpt/rl --tasks benchmarks/*/test.jsonl --out eval/rl --engine vllm \\
+            --teacher-url http://teacher:8000 --search http:https://google.serper.dev/search \\
+            --search-cache search.sqlite
   8 GPUs  torchrun --nproc_per_node 8 eval.py run …the same flags…    (each rank plays an eighth of the tasks)
 
 Public sets are read as they are. The name of a file or of its folder (hotpotqa.jsonl, hotpotqa/test.jsonl)
