@@ -37,7 +37,7 @@ from plumbing.benchmarks import F1_BENCHMARKS, benchmark_of, gaia_level, named_b
 from plumbing.chat_api import BadReply
 from plumbing.cli import InputError, Parser, cli, env_flags, sampling_flags, teacher_flags
 from plumbing.engines import Engine, load_engine, sampling_from_args
-from plumbing.ranks import part_of_rank, rank_and_world, wait_for_ranks
+from plumbing.ranks import part_of_rank, rank_and_world, sum_over_ranks, wait_for_ranks
 from plumbing.records import (
     PREDICTION_FIELDS,
     Record,
@@ -235,6 +235,17 @@ def play(args: argparse.Namespace, tasks: list[Record], rank: int, engine: Engin
                 trajectories = prompting.rollout(engine, starts, args.prompt, args.self_consistent, **how)
             for scored in pool.map(lambda t: t | score(t, args.variant, teacher), trajectories):
                 append_jsonl(file, scored)
+
+
+def share_solved(engine: Engine, tasks: list[Record], search: Search | None,
+                 args: argparse.Namespace) -> float:
+    """Share of tasks that grpo_short.py's policy solves greedily, by rule; every rank plays its part."""
+    mine = part_of_rank(tasks, *rank_and_world())
+    played = env.rollout(engine, mine, max_steps=args.max_steps, max_tokens=args.max_tokens, search=search,
+                         temperature=0)
+    right = sum(judge.correct_answer(None, t["question"], t["prediction"], t["answer"]) for t in played)
+    solved, tried = sum_over_ranks(right, len(played), after="its held-out tasks")
+    return solved / tried
 
 
 def run(args: argparse.Namespace, engine: Engine | None = None) -> None:

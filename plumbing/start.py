@@ -164,7 +164,7 @@ MAY_CHANGE = {
     "threads", "sandbox", "preload", "chunk", "rollout_batch", "vllm_memory", "vllm_attention",
     "max_model_len",
     "pack", "row_tokens", "micro_batch", "attention", "offload", "checkpointing",
-    "val", "val_every", "show", "show_every", "save_every", "wandb", "max_logp_gap",
+    "val", "val_every", "show", "show_every", "save_every", "wandb", "max_logp_gap", "max_failed",
     "greedy",                                              # another word for --temperature 0
 }
 PATHS = {"model", "student", "data", "eval_tasks", "chat_template"}        # compared however they are spelled

@@ -333,7 +333,7 @@ def test_a_path_given_in_another_folder_is_the_same(tmp_path, monkeypatch):
     ("sft", "", "--zero 2", "with --zero 0, not with --zero 2"), ("sft", "", "--lora-rank 8", "--lora-rank 8"),
     ("sft", "", "--max-tokens 100 --overlong cut", "--max-tokens 4096, --overlong drop"),
     ("grpo_short", "", "--group 8", "--group 16, not with --group 8"),
-    ("grpo_short", "", "--no-short-horizon", "--short-horizon, not with --no-short-horizon"),
+    ("grpo_short", "", "--start-at question", "--start-at fixed, not with --start-at question"),
     ("grpo_short", "--no-key-step-reward", "", "--no-key-step-reward, not with --key-step-reward"),
     ("grpo_short", "", "--temperature 0.6 --max-steps 4", "--max-steps 8, --temperature 1.0, not with"),
     ("grpo_short", "", "--search local:c.jsonl", "no --search, not with --search local:c.jsonl"),

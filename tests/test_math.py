@@ -155,8 +155,10 @@ def test_loss_by_hand():
     losses, _ = grpo_short.policy_loss(*sampled, clip=0.2)
     assert losses.tolist() == pytest.approx([-2, -2.4, -1, 1, 9], abs=1e-6)
     args = grpo_short.parse_args("--model m --data d --out o --teacher-url u".split())
-    loss, log = grpo_short.grpo_loss(*sampled, reference_logps=None, tokens=10, args=args)
-    assert loss.item() == pytest.approx((-2 - 2.4 - 1 + 1 + 3) / 10) and log["clip_fraction"] == pytest.approx(1 / 10)
+    loss, log = grpo_short.grpo_loss(*sampled[:2], *sampled[1:], reference_logps=None, tokens=10, args=args)
+    assert loss.item() == pytest.approx((-2 - 2.4 - 1 + 1 + 3) / 10) and log["clip_fraction"] == pytest.approx(1)
+    assert log["outside"] == pytest.approx(3) and log["ratio"] == pytest.approx(1 + 1.5 + 0.5 + 1 + 9) and log["tokens"] == 5
+    assert log["kl_old"] == pytest.approx(sum(r - 1 - math.log(r) for r in (1, 1.5, 0.5, 1, 9)), abs=1e-5)
 
 
 def test_gradient_of_the_loss_is_zero_where_it_is_clipped():
