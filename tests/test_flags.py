@@ -202,6 +202,8 @@ def test_the_file_that_is_no_command_says_what_it_is():
     ("mps", "--chat-template missing.jinja", "--chat-template missing.jinja: there is no such file"),
     ("eval", "--student-url http://localhost:1", "--student-url is used only with --engine url, not with --engine torch"),
     ("eval", "--teacher-model judge", "--teacher-model needs --teacher-url"),
+    ("eval", "--judge-model j", "--judge-model needs --judge-url"), ("bc", "--judge-model j", "--judge-model needs --judge-url"),
+    ("mps", "--judge-model j", "--judge-model needs --judge-url"), ("grpo_short", "--judge-model j", "--judge-model needs --judge-url"),
     ("sft", "--offload", "--offload needs --zero 1, 2 or 3"),
     ("mps", "--engine vllm", "--engine vllm needs the package vllm, which is not installed: pip install"),
     ("sft", "--wandb p", "--wandb needs the package wandb, which is not installed: pip install wandb"),
@@ -338,6 +340,10 @@ def test_a_path_given_in_another_folder_is_the_same(tmp_path, monkeypatch):
     ("grpo_short", "", "--temperature 0.6 --max-steps 4", "--max-steps 8, --temperature 1.0, not with"),
     ("grpo_short", "", "--search local:c.jsonl", "no --search, not with --search local:c.jsonl"),
     ("grpo_short", "--teacher-model a", "--teacher-model b", "--teacher-model a, not with --teacher-model b"),
+    ("grpo_short", "", "--judge-url http://a", "with no --judge-url, not with --judge-url http://a:"),
+    ("grpo_short", "--judge-url http://a", "", "with --judge-url http://a, not with no --judge-url:"),
+    ("grpo_short", "--judge-url http://a --judge-model a", "--judge-url http://b --judge-model b",
+     "o was made with --judge-model a, not with --judge-model b:"),
     ("grpo_short", "--search local:a.jsonl", "--search http:http://h/s", "--search local:a.jsonl, not with")])
 @pytest.mark.parametrize("left", ["a model", "a state"])
 def test_training_goes_on_only_with_the_same_flags(name, before, now, words, left, tmp_path, monkeypatch):
@@ -354,6 +360,15 @@ def test_training_goes_on_only_with_the_same_flags(name, before, now, words, lef
     with pytest.raises(InputError) as refused:
         module.main(parse(name, now))
     assert words in str(refused.value) and (tmp_path / "o" / "args.json").read_bytes() == kept
+
+
+@pytest.mark.parametrize("before, now", [
+    ("--judge-url http://a --judge-model j", "--judge-url http://b --judge-model j"),
+    ("--judge-url http://a --judge-model j", "--judge-url http://b"), ("--judge-url http://a", "--judge-url http://b --judge-model j")])
+def test_a_judge_may_move(before, now, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    finished(parse("grpo_short", before))
+    assert start.finished_before(parse("grpo_short", now))
 
 
 @pytest.mark.parametrize("name", ["sft", "grpo_short"])
@@ -451,7 +466,8 @@ def test_mps_goes_on_only_with_the_same_flags(tmp_path, teacher_url, checkpoint)
     ("--max-steps 4", "--max-steps 8"), ("--sampling-seed 1", "--sampling-seed 0, not with"), ("--prompt cot", "--prompt react"),
     ("--metric rule", "--metric auto"), ("--variant squad", "--variant arpo"), ("--self-consistent 2", "--self-consistent 1"),
     ("--engine vllm", "--engine torch"), ("--search local:c.jsonl", "no --search, not with --search local:c.jsonl"),
-    (URL, "no --teacher-url, not with --teacher-url http")])
+    (URL, "no --teacher-url, not with --teacher-url http"),
+    ("--judge-url http://127.0.0.1:9", "no --judge-url, not with --judge-url http")])
 def test_eval_goes_on_only_with_the_same_flags(flags, words, tmp_path, monkeypatch):
     given = tasks(1)
     write(tmp_path / "t", given)
@@ -562,7 +578,7 @@ def test_a_key_step_without_a_rejected_one_has_a_reward():
     args = parse("grpo_short")
 
     class Other:
-        same_step = staticmethod(lambda *_: False)
+        same_step = staticmethod(lambda *_, **__: False)
     assert grpo_short.reward(played, Other, args)[0] == 0.1
 
 

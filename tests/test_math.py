@@ -198,7 +198,7 @@ def trajectory(step, stop="answer", prediction="9", key=1):
 
 class Equal:
     """A judge that calls no step the same."""
-    def same_step(self, question, before, a, b):
+    def same_step(self, question, before, a, b, **_):
         return False
 
     def count(self, *_):
