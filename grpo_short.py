@@ -2,8 +2,8 @@
 
   rl.jsonl (prefixes, hard and easy tasks) + ckpt/sft  ->  ckpt/rl
 
-A step of training: G rollouts from each of B starts -> rewards, also for the key step -> advantages within
-each group -> one pass of clipped updates over mini-batches of starts.
+A step: G rollouts from each of B starts -> rewards -> advantages within each group -> one pass of clipped
+updates over mini-batches of starts.
 
   R = 1 if the answer is right, else 0.5 if the key step (the first after the prefix) equals the teacher's,
       0 if it equals the rejected one or there is none, 0.1 otherwise         (paper, section 3.3)
@@ -23,8 +23,8 @@ model. Plain GRPO is `--start-at question`, which has no key step.
              --engine vllm --zero 3 --checkpointing --teacher-url http://teacher:8000 \\
              --search http:https://google.serper.dev/search --search-cache search.sqlite
 
-Logged each step in metrics.jsonl; the glossary is in plumbing/rl_log.py and --help. The loss is no measure of
-progress: in the first update it is 0 by construction.
+Logged each step in metrics.jsonl (glossary: plumbing/rl_log.py and --help). The loss is 0 by construction in
+the first update, and no measure of progress.
 """
 import argparse
 import math
@@ -37,7 +37,7 @@ from torch import Tensor
 
 from env import Episode, load_chat, make_episodes
 from eval import share_solved
-from judge import Teacher, correct_answer, same_step
+from judge import Teacher, check_answer, same_step
 from plumbing import ranks, rl_log
 from plumbing.checkpoints import SaveTimes, keep_best, load_state, remove_state, save_model, save_state
 from plumbing.cli import InputError, Parser, cli, env_flags, sampling_flags, teacher_flags, training_flags
@@ -68,17 +68,23 @@ def truncate(messages: Messages, step: int) -> Messages:
     return prefix(messages, step)
 
 
-def reward(trajectory: Record, teacher: Teacher, args: argparse.Namespace) -> tuple[float, dict[str, bool]]:
+def reward(trajectory: Record, judge: Teacher | None,
+           args: argparse.Namespace) -> tuple[float, dict[str, bool]]:
     """The reward of one rollout, and the parts it was made of: the log has the mean of each as reward_PART.
 
-    Raises BadReply if the judge's reply stays unusable; the rollout is then dropped.
+    Without a judge, what rules leave open counts as wrong, or as another step, and as undecided. Raises
+    BadReply if the judge's reply stays unusable; the rollout is then dropped.
     """
     t = trajectory
+    usage = t.get("usage")                                 # the judge's calls and tokens are added
     parts = {"correct": False, "chosen": False, "rejected": False}
     finished = t["stop"] == "answer"
-    if finished and correct_answer(teacher, t["question"], t["prediction"], t["answer"]):
+    right = finished and check_answer(judge, t["question"], t["prediction"], t["answer"], usage=usage)
+    if right:
         parts["correct"] = True
         return 1.0, parts
+    if judge is None:
+        parts["undecided"] = right is None
     key = t["key"]                                         # index of the key step, the first after the prefix
     if key is None or not args.key_step_reward:
         return 0.0, parts
@@ -91,14 +97,16 @@ def reward(trajectory: Record, teacher: Teacher, args: argparse.Namespace) -> tu
         return 0.0, parts
     before = truncate(t["messages"], key)
     step = step_at(t["messages"], key, t["prediction"])
-    # R = 0.5 for the teacher's step, 0 for a rejected one, 0.1 for any other
-    if same_step(teacher, t["question"], before, step, t["chosen"]):
+    as_chosen = same_step(judge, t["question"], before, step, t["chosen"], usage=usage)
+    if as_chosen:
         parts["chosen"] = True
         return 0.5, parts
-    rejected = [t["rejected"], *(t.get("also_rejected") or [])]
-    if any(same_step(teacher, t["question"], before, step, other) for other in rejected if other is not None):
-        parts["rejected"] = True
-        return 0.0, parts
+    for rejected in (t["rejected"], *(t.get("also_rejected") or [])):
+        if rejected and same_step(judge, t["question"], before, step, rejected, usage=usage):
+            parts["rejected"] = True
+            return 0.0, parts
+    if as_chosen is None:
+        parts["undecided"] = True
     return 0.1, parts
 
 
@@ -186,8 +194,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     g.add_argument("--model", required=True, help="Hugging Face folder to start from")
     g.add_argument("--data", required=True, help="rl.jsonl of mps.py")
     g.add_argument("--out", required=True, help="folder for checkpoint, metrics.jsonl, rollouts.jsonl, state")
-    g.add_argument("--eval-tasks",
-                   help="JSON lines of held-out tasks; the checkpoint that solves most is kept in OUT/best")
+    g.add_argument("--eval-tasks", help="held-out tasks; OUT/best keeps the checkpoint that solves most")
     g.add_argument("--eval-every", type=whole(1), default=20, help="steps between these evaluations")
     g = p.add_argument_group("short horizon, key step")
     g.add_argument("--start-at", choices=["fixed", "adaptive", "question"], default="fixed",
@@ -212,8 +219,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
                    help="rollouts generated together by the torch engine, per rank")
     g.add_argument("--mini-batch", type=whole(1), default=16, help="starts per update, over all ranks")
     g.add_argument("--lr", type=not_negative, default=7e-7, help="learning rate, constant")
-    g.add_argument("--clip", type=positive, default=0.2,
-                   help="range of the ratio that carries gradient: 1 - clip to 1 + clip")
+    g.add_argument("--clip", type=positive, default=0.2, help="ratios within 1 ± clip carry a gradient")
     g.add_argument("--dual-clip", type=dual, default=3.0,
                    help="bound on the loss of a token with negative advantage; 0 for none")
     g.add_argument("--anchor", choices=["trainer", "engine"],
@@ -221,16 +227,14 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     g.add_argument("--tis-cap", type=positive, default=2.0,
                    help="largest weight of a token, pi_old / pi_engine, with --anchor trainer")
     g.add_argument("--kl", type=not_negative, default=0.0, help="weight of the KL term to the starting model")
-    g.add_argument("--max-logp-gap", type=positive, default=0.2,
-                   help="stop if engine and trainer differ by more, mean over tokens, in nats")
-    g.add_argument("--max-failed", type=share, default=0.5,
-                   help="stop if more of the rollouts are dropped, or more of the programs fail")
+    g.add_argument("--max-logp-gap", type=positive, default=0.2, help="stop at a larger gap, nats a token")
+    g.add_argument("--max-failed", type=share, default=0.5, help="stop if more rollouts or programs fail")
     training_flags(g, row_tokens=16384)
     g.add_argument("--show-every", type=whole(1), default=10,
                    help="steps between groups put in rollouts.jsonl and, as text, in OUT/rollouts/")
     sampling_flags(p, temperature=1.0, top_p=1.0, top_k=0, vllm_memory=0.5, endpoint=False)
     env_flags(p)
-    teacher_flags(p)
+    teacher_flags(p, required=False)
     return p.parse_args(argv)
 
 
@@ -246,10 +250,9 @@ def to_train(episodes: list[Episode], trajectories: list[Record], key_credit: st
 
 def mini_batch(groups: list[list[Rollout]], args: argparse.Namespace,
                device: torch.device) -> tuple[list[GroupBatch], int]:
-    """This rank's groups of a mini-batch -> its micro-batches, the sampled tokens of all ranks.
+    """This rank's groups -> micro-batches, equally many on every rank; the sampled tokens of all ranks.
 
-    A row is [prefix, r_1 … r_G, next prefix …] (`pack_groups`): a shared prefix is computed once in it. Every
-    rank brings equally many; groups without a gradient are left out.
+    A row is [prefix, r_1 … r_G, next prefix …] (`pack_groups`): a shared prefix is computed once in it.
     """
     mine = sum(sum(r.loss_mask) for group in groups for r in group)
     sampled, = ranks.sum_over_ranks(mine)
@@ -261,7 +264,7 @@ def mini_batch(groups: list[list[Rollout]], args: argparse.Namespace,
 
 
 def anchor(trainer: Any, micro: list[GroupBatch], whose: str, temperature: float) -> list[Tensor]:
-    """Log-probs (N,) of pi_old for each micro-batch: the trainer's as it is now, or the engine's."""
+    """Log-probs (N,) of pi_old for each micro-batch: the engine's, or the trainer's as it is now."""
     if whose == "engine":
         return [engine_logps for *_, engine_logps, _ in micro]
     with torch.no_grad():
@@ -288,8 +291,8 @@ def update(trainer: Any, micro: list[GroupBatch], old: list[Tensor], tokens: int
         gaps.extend((logps.detach() - engine_logps).abs().tolist())
         return loss
 
-    norm = optimizer_step(trainer, [(*batch, old_logps) for batch, old_logps in zip(micro, old)], loss_of,
-                          args.lr)
+    with_old = [(*batch, old_logps) for batch, old_logps in zip(micro, old)]
+    norm = optimizer_step(trainer, with_old, loss_of, args.lr)
     return Updated(sums, gaps, norm)
 
 
@@ -307,8 +310,8 @@ def main(args: argparse.Namespace) -> None:
     starts = Starts(args.data, args.start_at)
     eval_tasks = read_tasks(args.eval_tasks) if args.eval_tasks else []
     steps = args.steps or math.ceil(args.epochs * len(starts.records) / args.prompts)
-    teacher = Teacher.from_args(args)
-    finished_before(args)                                  # again: now the name of the teacher is known
+    judge = Teacher.judge_from_args(args)                  # None: rules alone decide
+    finished_before(args)                                  # again: now the name of the judge is known
     set_sandbox(args.sandbox, args.preload)
     search = search_from_args(args)
     chat = load_chat(args.model, args.chat_template)
@@ -327,7 +330,7 @@ def main(args: argparse.Namespace) -> None:
     shown = rl_log.ShownRollouts(args, rank, state["step"])
     ranks.say(f"{len(starts.records)} starts; {steps} steps of {args.prompts} starts x {args.group} "
               f"rollouts, {args.prompts // args.mini_batch} updates each; from step {state['step']}")
-    rewards = Rewards(partial(reward, teacher=teacher, args=args), args.concurrency)
+    rewards = Rewards(partial(reward, judge=judge, args=args), args.concurrency)
 
     if eval_tasks and state["best"] is None:               # the starting model is the first to beat
         keep_best(trainer, chat.tokenizer, args.out, state, share_solved(engine, eval_tasks, search, args))
@@ -338,9 +341,9 @@ def main(args: argparse.Namespace) -> None:
         # ---- rollout: this rank's starts, one replayed prefix and G forks each; rewards as they end ----
         clock = Clock()
         skipped = []
-        places = range(step * args.prompts + rank, (step + 1) * args.prompts, world)
-        episodes = make_episodes(starts.batch(places, args.seed), args.group, args.max_steps,
-                                 args.max_tokens, search, skipped, args.threads, rewards.ask)
+        batch = starts.batch(range(step * args.prompts + rank, (step + 1) * args.prompts, world), args.seed)
+        episodes = make_episodes(batch, args.group, args.max_steps, args.max_tokens, search, skipped,
+                                 args.threads, rewards.ask)
         for start, reason in skipped:
             print(f"rank {rank}: {start['id']} is left out, its prefix does not replay: {reason}", flush=True)
         engine.play(episodes, **sampling_from_args(args, 7919 * step))
@@ -348,7 +351,6 @@ def main(args: argparse.Namespace) -> None:
         clock.phase("rollout")
         groups = [episodes[i:i + args.group] for i in range(0, len(episodes), args.group)]
         trajectories = rewards.collect(groups)
-        ranks.wait_for_ranks("its rollouts and rewards")
         clock.phase("reward")
 
         # ---- advantages ----

@@ -4,6 +4,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 from plumbing.chat_api import BadReply
+from plumbing.ranks import wait_for_ranks
 from plumbing.records import Record
 
 Episode = Any          # env.Episode: plumbing/ imports no script
@@ -35,9 +36,11 @@ class Rewards:
         return trajectory | {"reward": value} | {f"reward_{name}": part for name, part in parts.items()}
 
     def collect(self, groups: list[list[Episode]]) -> list[list[Record]]:
-        """Groups of episodes that have ended -> their trajectories with rewards."""
+        """Groups of episodes that have ended -> their trajectories with rewards, when all ranks have them."""
         for group in groups:
             for episode in group:
                 if episode not in self.asked:              # an engine that ends an episode without a turn
                     self.ask(episode)
-        return [[self.asked.pop(episode).result() for episode in group] for group in groups]
+        trajectories = [[self.asked.pop(episode).result() for episode in group] for group in groups]
+        wait_for_ranks("its rollouts and rewards")
+        return trajectories

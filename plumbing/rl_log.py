@@ -4,6 +4,7 @@ The row, over all ranks; shares are between 0 and 1:
   reward, reward_std    mean and standard deviation of the rewards
   reward_correct, reward_chosen, reward_rejected    share with a right answer; with a key step equal to the
                         chosen one, to a rejected one
+  reward_undecided      share whose answer or key step rules leave open, where there is no judge
   zero_variance         share of groups with equal rewards: no gradient, not trained on
   start_step            mean step at which the rollouts begin; the question is 0
   skipped               starts whose prefix did not replay
@@ -12,7 +13,7 @@ The row, over all ranks; shares are between 0 and 1:
   step_tokens, generated_tokens    tokens sampled in this step, and since the start of the run
   stop_answer, stop_max_steps, stop_max_tokens, stop_format, stop_failed    share that ended so
   tool_use, tool_failures    share of rollouts that run a program; of programs that end in an error
-  judge_calls, judge_tokens  requests to the judge, tokens of its replies
+  judge_calls, judge_tokens    requests to the judge, tokens of its replies
   entropy               mean of -log pi over the sampled tokens
   logp_gap, logp_gap_p99, logp_gap_max    of |log pi_trainer - log pi_engine| in the first mini-batch
   outside_first         share of its tokens whose ratio is outside the clip range before any update
@@ -62,7 +63,9 @@ def rollout_row(groups: list[list[Any]], trajectories: list[list[Record]],
             counts[f"stop_{episode.stop}"] += 1
     for group in trajectories:
         for trajectory in group:
-            counts.update(dropped="reward" not in trajectory,
+            usage = trajectory["usage"]
+            counts.update(judge_calls=usage.get("calls", 0), judge_tokens=usage.get("completion_tokens", 0),
+                          dropped="reward" not in trajectory,
                           squared_reward=trajectory.get("reward", 0.0) ** 2)
             counts.update({name: value for name, value in trajectory.items() if name.startswith("reward")})
     for group in trained:
@@ -85,6 +88,8 @@ def rollout_row(groups: list[list[Any]], trajectories: list[list[Record]],
     row["tool_failures"] = n["failed_programs"] / max(1, n["programs"])
     for stop in STOPS:
         row[f"stop_{stop}"] = n[f"stop_{stop}"] / rollouts
+    row["judge_calls"] = n["judge_calls"]
+    row["judge_tokens"] = n["judge_tokens"]
     row["response_tokens"] = n["tokens"] / rollouts
     row["longest_response"] = most_over_ranks(longest)
     row["step_tokens"] = n["tokens"]

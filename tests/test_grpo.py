@@ -234,6 +234,7 @@ class Judge:
         pass
 
     def same_answer(self, question, prediction, answers, **how):
+        how["usage"].update(calls=1, prompt_tokens=9, completion_tokens=4)
         if prediction == "unclear":
             raise BadReply("no verdict")
         return prediction == "yes"
@@ -256,7 +257,7 @@ def alone(monkeypatch):
 
 
 def reward_of(args, judge):
-    return functools.partial(grpo_short.reward, teacher=judge, args=args)
+    return functools.partial(grpo_short.reward, judge=judge, args=args)
 
 
 def test_what_failed_is_dropped_and_counted(alone):
@@ -272,7 +273,7 @@ def test_what_failed_is_dropped_and_counted(alone):
     row = rollout_row(groups, trajectories, trained, 1)
     assert row == pytest.approx(dict(
         reward=0.25, reward_std=math.sqrt(3) / 4, reward_correct=0.25, reward_chosen=0, reward_rejected=0,
-        zero_variance=2 / 3, dropped=5 / 9, start_step=0, skipped=1, turns=0, tool_use=2 / 9, tool_failures=0.2,
+        zero_variance=2 / 3, judge_calls=3, judge_tokens=12, dropped=5 / 9, start_step=0, skipped=1, turns=0, tool_use=2 / 9, tool_failures=0.2,
         stop_answer=4 / 9, stop_max_steps=1 / 9, stop_max_tokens=1 / 9, stop_format=0, stop_failed=3 / 9,
         response_tokens=49 / 9, longest_response=9, step_tokens=49, entropy=1.0))
     assert [t.get("reward") for t in trajectories[0]] == [1.0, None, 0.0, None, None]

@@ -223,6 +223,11 @@ def test_reward_of_a_rollout():
     assert value(chosen, "--key-step-not-answer") == 0.0          # here the key step is the last one
     assert value({**chosen, "key": None}) == 0.0                  # a start without a key step: 1 or 0
     assert grpo_short.reward(chosen, Equal(), plain)[1] == dict(correct=False, chosen=True, rejected=False)
+    without_judge = lambda t: grpo_short.reward(t, None, plain)
+    assert without_judge(chosen) == (0.5, dict(correct=False, chosen=True, rejected=False, undecided=False))
+    assert without_judge(wrong)[0] == 0.0 and without_judge(other)[1]["undecided"]
+    open_answer = {**chosen, "prediction": "six pears", "answer": "half a dozen of them"}
+    assert without_judge(open_answer) == (0.5, dict(correct=False, chosen=True, rejected=False, undecided=True))
     # a right answer counts whatever its key step; the chosen step counts if it equals a rejected one as well
     assert value({**wrong, "prediction": "6"}) == value({**chosen, "prediction": "6"}) == 1.0
     assert value({**chosen, "rejected": chosen["chosen"]}) == 0.5
