@@ -25,6 +25,7 @@ from plumbing.cli import InputError, Parser
 from plumbing.models import load_model, named_on_error
 from plumbing.records import append_jsonl, resume_jsonl
 from plumbing.search import make_search
+from plumbing.starts import Starts
 from test_stages import lines, tasks, write
 
 URL = "--teacher-url http://127.0.0.1:9"
@@ -255,7 +256,7 @@ def test_what_is_no_checkpoint_is_named(path, words, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("read", [lambda path: sft.load_examples([path], None, 9),
-                                  lambda path: grpo_short.load_starts(path, True)])
+                                  lambda path: Starts(path, "fixed")])
 @pytest.mark.parametrize("text", ["", "\n\n", "{}\n"])
 def test_an_empty_file_is_named(read, text, tmp_path):
     (tmp_path / "empty.jsonl").write_text(text)
@@ -280,7 +281,7 @@ def test_what_an_engine_cannot_train_is_said_first():
 
 
 def test_batches_are_whole(monkeypatch, tmp_path):
-    monkeypatch.setattr(grpo_short, "start_distributed", lambda: (0, 3, torch.device("cpu")))
+    monkeypatch.setattr(grpo_short.ranks, "start_distributed", lambda: (0, 3, torch.device("cpu")))
     monkeypatch.chdir(tmp_path)
     for flags, words in (("--prompts 16 --mini-batch 5", "--prompts 16 is not a multiple of --mini-batch 5"),
                          ("--prompts 16 --mini-batch 4", "--mini-batch 4 is not a multiple of the 3 ranks")):
@@ -349,7 +350,7 @@ def test_a_path_given_in_another_folder_is_the_same(tmp_path, monkeypatch):
 def test_training_goes_on_only_with_the_same_flags(name, before, now, words, left, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     module = importlib.import_module(name)
-    monkeypatch.setattr(module, "start_distributed", lambda: (0, 1, torch.device("cpu")))
+    monkeypatch.setattr(getattr(module, "ranks", module), "start_distributed", lambda: (0, 1, torch.device("cpu")))
     finished(parse(name, before + " --dtype fp32"))
     if left == "a state":
         os.remove("o/config.json")
@@ -375,7 +376,7 @@ def test_a_judge_may_move(before, now, tmp_path, monkeypatch):
 def test_a_finished_run_says_so(name, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     module = importlib.import_module(name)
-    monkeypatch.setattr(module, "start_distributed", lambda: (0, 1, torch.device("cpu")))
+    monkeypatch.setattr(getattr(module, "ranks", module), "start_distributed", lambda: (0, 1, torch.device("cpu")))
     finished(parse(name))
     module.main(parse(name))                               # loads nothing: there is no model m
     assert "o is finished already" in capsys.readouterr().out
@@ -555,7 +556,7 @@ STEP = {"content": "a", "observation": "b"}
                                       [{"role": "system", "content": "s"}, *GOOD], [*GOOD[:2], {"role": "user", "content": None}]])
 def test_messages_of_another_form_are_refused(messages, tmp_path):
     path = write(tmp_path / "d.jsonl", [{"id": "a", "question": "Q?", "answer": "1", "messages": messages}])
-    for read in (lambda: sft.load_examples([path], None, 9), lambda: grpo_short.load_starts(path, True)):
+    for read in (lambda: sft.load_examples([path], None, 9), lambda: Starts(path, "fixed")):
         with pytest.raises(InputError, match="d.jsonl, line 1: field `messages` (must be turns of|is missing)"):
             read()
 
@@ -566,9 +567,9 @@ def test_messages_of_another_form_are_refused(messages, tmp_path):
     ({"answer": None}, "field `answer` is missing or empty; --data is the rl.jsonl of mps.py")])
 def test_starts_of_another_form_are_refused(more, words, tmp_path):
     record = {"id": "a", "question": "Q?", "answer": "1", "messages": GOOD[:1], "chosen": STEP, "rejected": STEP}
-    assert grpo_short.load_starts(write(tmp_path / "rl.jsonl", [record | {"rejected": None, "also_rejected": None}]), True)
+    assert Starts(write(tmp_path / "rl.jsonl", [record | {"rejected": None, "also_rejected": None}]), "fixed").records
     with pytest.raises(InputError, match=words):
-        grpo_short.load_starts(write(tmp_path / "rl.jsonl", [record | more]), True)
+        Starts(write(tmp_path / "rl.jsonl", [record | more]), "fixed")
 
 
 def test_a_key_step_without_a_rejected_one_has_a_reward():
