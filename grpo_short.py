@@ -23,8 +23,8 @@ model. Plain GRPO is `--start-at question`, which has no key step.
              --engine vllm --zero 3 --checkpointing --teacher-url http://teacher:8000 \\
              --search http:https://google.serper.dev/search --search-cache search.sqlite
 
-Logged each step in metrics.jsonl (glossary: plumbing/rl_log.py and --help). The loss is 0 by construction in
-the first update, and no measure of progress.
+Logged each step in metrics.jsonl (glossary: plumbing/rl_log.py and --help). The loss is about 0 in the first
+update, by construction, and no measure of progress.
 """
 import argparse
 import math
@@ -54,7 +54,7 @@ from plumbing.sync import sync
 from plumbing.tasks import read_tasks
 from plumbing.trainer import Metrics, load_reference, make_trainer, optimizer_step
 from plumbing.trajectory import Messages, prefix, step_at, step_of
-from plumbing.values import dual, not_negative, positive, share, whole
+from plumbing.values import dual, from_one, not_negative, positive, share, whole
 from sandbox import set_sandbox
 
 # ---- the mathematics ----
@@ -224,7 +224,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
                    help="bound on the loss of a token with negative advantage; 0 for none")
     g.add_argument("--anchor", choices=["trainer", "engine"],
                    help="whose log-probs are pi_old (default: the trainer's, if the engine is another model)")
-    g.add_argument("--tis-cap", type=positive, default=2.0,
+    g.add_argument("--tis-cap", type=from_one, default=2.0,
                    help="largest weight of a token, pi_old / pi_engine, with --anchor trainer")
     g.add_argument("--kl", type=not_negative, default=0.0, help="weight of the KL term to the starting model")
     g.add_argument("--max-logp-gap", type=positive, default=0.2, help="stop at a larger gap, nats a token")

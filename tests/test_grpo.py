@@ -357,7 +357,7 @@ def test_the_trainer_as_anchor_has_no_token_outside_the_clip_range(monkeypatch):
         torch.testing.assert_close(gradients[name], gradient, atol=1e-5, rtol=1e-5)
 
 
-@pytest.mark.parametrize("cap", [2.0, 1.0, 0.5])
+@pytest.mark.parametrize("cap", [5.0, 2.0, 1.0])
 def test_truncated_importance_weights_by_hand(cap):
     """Trainer at the policy itself, engine at 4, 1.5 and 0.25 times less: w = min(4, cap), min(1.5, cap), 0.25."""
     logps = torch.tensor([-1.0, -2.0, -3.0], requires_grad=True)
