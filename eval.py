@@ -15,9 +15,10 @@ tells the benchmark, and the benchmark decides the metric. The same command resu
 were left, or a turn broke the grammar), truncated (no tokens were left) or failed (the search or the judge
 failed; the next call tries again).
 
-Models that were not trained here are asked with --prompt agent, tir or cot, the paper's baselines, and
---self-consistent N chooses each step from N candidates: see baselines/prompting.py. The size of the data (the
-paper's Figure 4) is read from the name: --name sft-n500-greedy stands at 500 in the report.
+Models that were not trained here are asked with --prompt agent, tir or cot, the paper's baselines (those of
+baselines/cot.py with cot or cot-rag), and --self-consistent N chooses each step from N candidates: see
+baselines/prompting.py. Its name gives a run its place: arpo, or 3b-arpo, stands below the paper's row of ARPO
+(baselines/README.md has all names), and sft-n500-greedy at 500 in the report's Figure 4.
 
 Differences from the paper: rules compare answers, and a model (--judge-url, else --teacher-url) is asked only
 where they cannot decide. The paper does not say how many runs it averages; the default of --runs is 1.
@@ -96,8 +97,9 @@ def add_run_flags(p: argparse.ArgumentParser) -> None:
     g.add_argument("--limit", type=whole(1), metavar="N", help="first N tasks of each file (default: all)")
     g.add_argument("--runs", type=whole(1), default=1, metavar="K", help="independent runs of every task")
     g.add_argument("--chunk", type=whole(1), default=256, help="tasks rolled out together between two saves")
-    g.add_argument("--prompt", choices=["react", "agent", "tir", "cot"], default="react",
-                   help="react: the trained grammar; the others put instructions before the question")
+    g.add_argument("--prompt", choices=list(prompting.CANDIDATES), default="react",
+                   help="react: the trained grammar; the others put instructions before the question, "
+                        "cot-rag also what one search for it finds")
     g.add_argument("--self-consistent", type=whole(1), default=1, metavar="N",
                    help="candidates for every step; the most frequent output wins")
     g.add_argument("--greedy", action="store_true", help="the same as --temperature 0")
@@ -118,6 +120,8 @@ def check_run_flags(parser: argparse.ArgumentParser, args: argparse.Namespace) -
         args.temperature = 0.0
     if args.self_consistent > 1 and args.temperature == 0:
         parser.error("--self-consistent needs a temperature: greedy candidates are all the same")
+    if args.prompt == "cot-rag" and args.search in (None, "none"):
+        parser.error("--prompt cot-rag needs --search, where it is searched")
 
 
 # ---- benchmarks ----
@@ -279,8 +283,9 @@ def run(args: argparse.Namespace, engine: Engine | None = None) -> None:
         print(f"{len(wanted)} rollouts, {len(wanted) - len(todo)} of them already there", flush=True)
     if todo:                                               # vLLM's ranks start together, idle ones too
         openings = [{"messages": prompting.opening(task, args.prompt)} for task in todo]
-        engine = engine or load_engine(args, args.model, env.load_chat, openings)
-        play(args, part_of_rank(todo, rank, world), rank, engine, teacher, search)
+        mine = prompting.opened(part_of_rank(todo, rank, world), args.prompt, search, args.threads)
+        engine = engine or load_engine(args, args.model, env.load_chat, [*openings, *mine])
+        play(args, mine, rank, engine, teacher, search)
     wait_for_ranks("its tasks")
 
     # ---- results ----

@@ -107,13 +107,19 @@ def teacher_flags(parser: argparse.ArgumentParser, required: bool = True, judge:
                    help="SQLite file that keeps the replies: none is paid for twice; each node needs its own")
 
 
+def search_flags(group: Any) -> None:
+    """The flags of every script that searches."""
+    group.add_argument("--search", help="web search: http:URL (Serper's JSON API, key in SEARCH_API_KEY) or "
+                                        "local:FILE.jsonl (BM25)")
+    group.add_argument("--search-cache",
+                       help="SQLite file that keeps the results, shared by processes and runs; "
+                            "on a disk of several nodes give each node its own")
+
+
 def env_flags(parser: argparse.ArgumentParser) -> None:
     """The flags of every script that runs model-written code."""
     g = parser.add_argument_group("environment")
-    g.add_argument("--search", help="web search: http:URL (Serper's JSON API, key in SEARCH_API_KEY) or "
-                                    "local:FILE.jsonl (BM25)")
-    g.add_argument("--search-cache", help="SQLite file that keeps the results, shared by processes and runs; "
-                                           "on a disk of several nodes give each node its own")
+    search_flags(g)
     g.add_argument("--sandbox", choices=MODES, default="auto",
                    help="auto refuses to run without seccomp and names other missing layers of isolation, "
                         "strict refuses if any is missing, without-seccomp accepts that code can use the "
