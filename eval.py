@@ -19,8 +19,8 @@ Models that were not trained here are asked with --prompt agent, tir or cot, the
 --self-consistent N chooses each step from N candidates: see baselines/prompting.py. The size of the data (the
 paper's Figure 4) is read from the name: --name sft-n500-greedy stands at 500 in the report.
 
-Differences from the paper: rules compare answers, and a judge model (--teacher-url) is asked only where they
-cannot decide. The paper does not say how many runs it averages; the default of --runs is 1.
+Differences from the paper: rules compare answers, and a model (--judge-url, else --teacher-url) is asked only
+where they cannot decide. The paper does not say how many runs it averages; the default of --runs is 1.
 """
 import argparse
 import hashlib
@@ -37,7 +37,7 @@ from plumbing.benchmarks import F1_BENCHMARKS, benchmark_of, gaia_level, named_b
 from plumbing.chat_api import BadReply
 from plumbing.cli import InputError, Parser, cli, env_flags, sampling_flags, teacher_flags
 from plumbing.engines import Engine, load_engine, sampling_from_args
-from plumbing.ranks import part_of_rank, rank_and_world, wait_for_ranks
+from plumbing.ranks import part_of_rank, rank_and_world, sum_over_ranks, wait_for_ranks
 from plumbing.records import (
     PREDICTION_FIELDS,
     Record,
@@ -105,7 +105,7 @@ def add_run_flags(p: argparse.ArgumentParser) -> None:
     env_flags(p)
     g = p.add_argument_group("scoring")
     g.add_argument("--metric", choices=["auto", "f1", "em", "judge", "rule"], default="auto",
-                   help="auto: that of the benchmark; judge: rules, then the teacher, if given; "
+                   help="auto: that of the benchmark; judge: rules, then the judge, if given; "
                         "rule: rules alone (Table 5)")
     g.add_argument("--variant", choices=["arpo", "squad"], default="arpo",
                    help="of f1 and em: arpo keeps punctuation, squad drops it and has HotpotQA's yes/no rule")
@@ -237,6 +237,17 @@ def play(args: argparse.Namespace, tasks: list[Record], rank: int, engine: Engin
                 append_jsonl(file, scored)
 
 
+def share_solved(engine: Engine, tasks: list[Record], search: Search | None,
+                 args: argparse.Namespace) -> float:
+    """Share of tasks that grpo_short.py's policy solves greedily, by rule; every rank plays its part."""
+    mine = part_of_rank(tasks, *rank_and_world())
+    played = env.rollout(engine, mine, max_steps=args.max_steps, max_tokens=args.max_tokens, search=search,
+                         temperature=0)
+    right = sum(judge.correct_answer(None, t["question"], t["prediction"], t["answer"]) for t in played)
+    solved, tried = sum_over_ranks(right, len(played), after="its held-out tasks")
+    return solved / tried
+
+
 def run(args: argparse.Namespace, engine: Engine | None = None) -> None:
     """Play what is missing; rank 0 puts the ranks' files together and prints the table.
 
@@ -251,12 +262,12 @@ def run(args: argparse.Namespace, engine: Engine | None = None) -> None:
     if rank == 0:
         before = read_predictions(args.out).values()
         check_resume(args, before, wanted, key=key_of)
-    teacher = judge.Teacher.from_args(args) if args.teacher_url else None
+    teacher = judge.Teacher.judge_from_args(args)
     set_sandbox(args.sandbox, args.preload)
     search = search_from_args(args)
 
     # ---- rollout ----
-    if rank == 0:                                          # again: now the name of the teacher is known
+    if rank == 0:                                          # again: now the name of the judge is known
         check_resume(args, before, wanted, key=key_of)
         save_args(args)
         merge_predictions(args.out)

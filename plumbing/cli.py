@@ -84,12 +84,18 @@ CHAT_TEMPLATE = ("jinja file in place of the model's own chat template, as asset
                  "saves it with the checkpoint")
 
 
-def teacher_flags(parser: argparse.ArgumentParser, required: bool = True) -> None:
-    """The flags of every script that asks the teacher."""
+def teacher_flags(parser: argparse.ArgumentParser, required: bool = True, judge: bool = True) -> None:
+    """The flags of every script that asks the teacher; judge: also which answers or steps are equivalent."""
     g = parser.add_argument_group("teacher")
     g.add_argument("--teacher-url", required=required,
                    help="OpenAI-compatible chat endpoint, such as http://localhost:8000")
     g.add_argument("--teacher-model", help="the teacher's name there (default: the first that is listed)")
+    if judge:
+        g.add_argument("--judge-url", help="endpoint of the model that says which answers and steps are "
+                                           "equivalent, at temperature 0.1; key in JUDGE_API_KEY, if it is "
+                                           "not the teacher's (default: the teacher, if any)")
+        g.add_argument("--judge-model", help="the judge's name there, in the paper Qwen2.5-7B-Instruct "
+                                             "(default: the first that is listed)")
     g.add_argument("--concurrency", type=whole(1), default=64, help="requests in flight at once, per process")
     g.add_argument("--timeout", type=seconds, default=600, help="seconds to wait for one reply")
     g.add_argument("--retries", type=whole(0), default=12,
