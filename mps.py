@@ -31,7 +31,7 @@ import hashlib
 import math
 import os
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -44,7 +44,7 @@ from plumbing.engines import Engine, load_engine, sampling_from_args
 from plumbing.ranks import part_of_rank, rank_and_world, wait_for_ranks
 from plumbing.records import MPS_FIELDS, Record, merge_parts, read_parts, write_jsonl
 from plumbing.replies import Verdict
-from plumbing.scheduler import Progress, outcome_text, schedule
+from plumbing.scheduler import Progress, Run, outcome_text, schedule
 from plumbing.search import search_from_args
 from plumbing.start import check_resume, check_start, save_args
 from plumbing.tasks import read_tasks
@@ -132,7 +132,7 @@ class Mentored:
                 "usage": usage}
 
 
-def mentor(m: Mentored) -> Iterator[list[Episode]]:
+def mentor(m: Mentored) -> Run:
     """Mentored problem-solving of one task, to its outcome (paper, section 3.2).
 
     Yields the episodes that the student has to play to their end before it can go on.
@@ -177,10 +177,8 @@ def mentor(m: Mentored) -> Iterator[list[Episode]]:
 
 
 def rewind(episode: Episode, k: int, copy: int = 0) -> Episode:
-    """An episode that goes on from the prefix h_k before step k; the interpreter is as it was then.
-
-    copy: which of several that resume at the same place; each draws other samples.
-    """
+    """An episode that goes on from the prefix h_k before step k, the interpreter as it was then. Each `copy`
+    draws other samples."""
     start = {**episode.task, "messages": prefix(episode.messages, k)}
     resumed = Episode(start, episode.states[k].fork(), max_steps=episode.max_steps,
                       max_tokens=episode.max_tokens, copy=copy)
@@ -188,8 +186,7 @@ def rewind(episode: Episode, k: int, copy: int = 0) -> Episode:
     return resumed
 
 
-def rewrite_step(m: Mentored, resumed: Episode, k: int, verdict: Verdict,
-                 searched: Record | None) -> Iterator[list[Episode]]:
+def rewrite_step(m: Mentored, resumed: Episode, k: int, verdict: Verdict, searched: Record | None) -> Run:
     """Let the teacher (or --corrector) write step k of the rewound episode, and run it; keep both steps."""
     rejected = step_at(m.episode.messages, k, m.episode.prediction)
     before = list(resumed.messages)
@@ -222,7 +219,7 @@ RECOVERY = 0.01                          # … and from one that holds an error
 Probe = tuple[int, int, int]             # cut, wins, tries: runs of the student from before step `cut`
 
 
-def first_error(m: Mentored, named: int | None, accuracy: float) -> Iterator[list[Episode]]:
+def first_error(m: Mentored, named: int | None, accuracy: float) -> Run:
     """Test the step that the teacher names -> {"step": the first wrong one, …}.
 
     accuracy: how often the teacher names it right. named: None leaves its word out. The student is resumed
@@ -342,7 +339,7 @@ def key_steps(record: Record, task: Record, pairs: str) -> list[Record]:
 def play(tasks: list[Record], engine: Engine, teacher: Teacher, search: Any, args: argparse.Namespace,
          done: Callable[[Mentored], None]) -> None:
     """Every task to its outcome. done(mentored) is called, in one of many threads, as each is settled."""
-    def begin(task: Record) -> tuple[Mentored, Iterator[list[Episode]]]:
+    def begin(task: Record) -> tuple[Mentored, Run]:
         episode = Episode(task, Interpreter(search), max_steps=args.max_steps, max_tokens=args.max_tokens)
         mentored = Mentored(task, episode, teacher, args)
         return mentored, mentor(mentored)

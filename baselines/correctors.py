@@ -14,13 +14,13 @@ plumbing/leaks.py) is left out and named in the correction's `withheld`. The tra
 as if written after the plain prefix. One that talks of its correction is asked for again, up to --reasks
 times as the teacher's is; if it still does, the run ends there and the correction is spent.
 """
-from collections.abc import Iterator
 from typing import Any
 
 from env import Episode
 from judge import PROMPT
 from plumbing.leaks import gives_away
 from plumbing.replies import talk_of
+from plumbing.scheduler import Run
 from plumbing.trajectory import Messages, Step, render_step, step_of
 
 Mentored = Any                            # of mps.py: baselines/ imports no stage
@@ -34,13 +34,13 @@ class Draft(Episode):
                          max_steps=resumed.max_steps, max_tokens=resumed.max_tokens, copy=resumed.copy)
         self.content = ""
 
-    def turn(self, content: str, complete: bool = True) -> None:
+    def take(self, content: str, complete: bool) -> None:
         """Keep the student's turn; it is the only one."""
         self.content = content
         self.calls += 1
         self.stop = "max_steps" if complete else "max_tokens"
 
-    def take(self, resumed: Episode) -> None:
+    def hand_over(self, resumed: Episode) -> None:
         """Run the step in the resumed episode, which stands where it was written."""
         resumed.turn(self.content, complete=self.stop == "max_steps")
         if self.stop == "format":
@@ -48,7 +48,7 @@ class Draft(Episode):
 
 
 def student_step(m: Mentored, resumed: Episode, rejected: Step, analysis: str | None,
-                 suggestion: str | None) -> Iterator[list[Episode]]:
+                 suggestion: str | None) -> Run:
     """Let the student write the next step of the resumed episode, and run it -> what the record says of it.
 
     Yields the drafts that the student has to write.
@@ -58,7 +58,7 @@ def student_step(m: Mentored, resumed: Episode, rejected: Step, analysis: str | 
         draft = Draft(resumed, resumed.messages)
         yield [draft]
         m.count([draft])
-        draft.take(resumed)
+        draft.hand_over(resumed)
         return {}
 
     parts = [("Rejected step", render_step(rejected))]
@@ -81,7 +81,7 @@ def student_step(m: Mentored, resumed: Episode, rejected: Step, analysis: str | 
                     {"role": "user", "content": fault}]
     if talk is not None:
         draft.stop = "format"
-    draft.take(resumed)
+    draft.hand_over(resumed)
     return {"withheld": withheld}
 
 
