@@ -3,6 +3,8 @@
 A ratio that is off from the start, as with log-probs of another program, would leave tokens without a gradient
 (clipped although the policy has not changed): the log has to show it, and the trainer as anchor to mend it.
 """
+import os
+
 import pytest
 
 from conftest import script
@@ -12,16 +14,15 @@ STEPS = 16
 
 
 def shorten(folder, student, noise, *flags, driver="tests/length_driver.py"):
-    """-> the rows of metrics of a run of so many steps from questions."""
+    """-> the rows of metrics of a run from questions, of STEPS steps if no flag says otherwise."""
+    os.makedirs(folder, exist_ok=True)
     data = write(folder / "rl.jsonl", [dict(id=str(i), question=f"Cy has {i} pears.", answer="6",
                                             messages=[{"role": "user", "content": f"Cy has {i} pears."}])
                                        for i in range(4)])
     script(driver, noise, "--model", student, "--data", data, "--out", folder / "out", "--steps", STEPS, "--prompts", 4,
            "--mini-batch", 2, "--group", 16, "--lr", "3e-4", "--max-tokens", 40,
            "--max-failed", 1, *flags)
-    rows = lines(folder / "out" / "metrics.jsonl")
-    assert len(rows) == STEPS
-    return rows
+    return lines(folder / "out" / "metrics.jsonl")
 
 
 def first_and_last(rows):
@@ -34,7 +35,7 @@ def first_and_last(rows):
 def test_responses_become_shorter(dtype, most, tmp_path, trained_student):
     rows = shorten(tmp_path, trained_student, 0, "--dtype", dtype)
     before, after = first_and_last(rows)
-    assert after < 0.6 * before
+    assert len(rows) == STEPS and after < 0.6 * before
     assert all(row["logp_gap_p99"] <= most for row in rows)
     if dtype == "fp32":
         assert all(row["outside_first"] == 0 for row in rows)

@@ -9,7 +9,8 @@ from conftest import ROOT
 
 STAGES = ["bc", "mps", "sft", "grpo_short"]
 SCRIPTS = [*STAGES, "env", "judge", "eval"]
-LAYERS = [["sandbox"], ["plumbing"], ["env", "judge"], ["baselines.prompting"], [*STAGES, "eval"],
+LAYERS = [["sandbox"], ["plumbing"], ["env", "judge"], ["baselines.prompting", "baselines.correctors"],
+          [*STAGES, "eval"],
           ["baselines"]]                                   # the lowest first; a fork imports what it forks
 LAYER = {room: level for level, rooms in enumerate(LAYERS) for room in rooms}
 
