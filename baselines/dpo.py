@@ -14,7 +14,7 @@ the student's, and corrections of it that failed in their turn. By default of al
 whichever half they are in; `--data mps/rl.jsonl` takes only those that grpo_short.py starts from.
 
   laptop:  torchrun --nproc_per_node 2 baselines/dpo.py --model ckpt/sft --data mps/mps.jsonl \\
-             --out ckpt/dpo --lr 1e-4 --batch 16
+             --out ckpt/dpo --lr 1e-5 --batch 16
   8 GPUs:  torchrun --nproc_per_node 8 baselines/dpo.py --model ckpt/sft --data mps/mps.jsonl \\
              --out ckpt/dpo --zero 3 --checkpointing
 
