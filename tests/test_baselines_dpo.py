@@ -1,6 +1,5 @@
 """DPO on the pairs of MPS: which pairs, their loss and gradients against the formula and TRL, ranks, resuming."""
 import copy
-import json
 import math
 import os
 import random
@@ -21,7 +20,7 @@ from plumbing.models import LogProbs
 from plumbing.pairs import load_pairs, pair_batches, reference_logps, step_logps
 from plumbing.start import finished_before
 from plumbing.trajectory import step_at
-from test_stages import CHAIN, Scripted, lines, mentor, write
+from test_stages import CHAIN, lines, mentor, write
 
 WORDS = ["Cy", "Bo", "has", "6", "17", "pears", "print", "the", "of", "answer"]
 
