@@ -326,6 +326,7 @@ def test_a_finished_run_is_known_and_other_flags_are_told(whole_run, checkpoint,
         finished_before(dpo.parse_args(flags(checkpoint, data, whole_run, *RUN, "--beta", 0.5)))
 
 
+@pytest.mark.slow
 def test_a_killed_run_goes_on_with_the_reference_of_the_start(whole_run, tmp_path, checkpoint, data):
     mine = tmp_path / "mps.jsonl"
     text = open(data).read()
