@@ -91,6 +91,7 @@ class Mentored:
     reason: str | None = None              # why it failed
     student_usage: Counter = field(default_factory=lambda: Counter(calls=0, tokens=0))
     teacher_usage: dict[str, int] = field(default_factory=dict)
+    judge_usage: dict[str, int] = field(default_factory=dict)              # of a judge of its own
 
     def settle(self, outcome: str, reason: str | None = None) -> None:
         self.outcome = outcome
@@ -105,8 +106,10 @@ class Mentored:
         """Whether the judge finds the episode's answer right."""
         if episode.stop != "answer":
             return False
+        own_judge = self.teacher is not None and self.teacher.judge is not None
+        usage = self.judge_usage if own_judge else self.teacher_usage
         return correct_answer(self.teacher, self.task["question"], episode.prediction, self.task["answer"],
-                              usage=self.teacher_usage)
+                              usage=usage)
 
     def record(self) -> Record:
         """The trajectory record, without the corrections whose prefix a later correction threw away."""
@@ -117,6 +120,7 @@ class Mentored:
             if e.messages[:len(before)] == before:
                 kept.append({name: value for name, value in correction.items() if name != "prefix"})
         usage = {f"teacher_{name}": n for name, n in self.teacher_usage.items()}
+        usage |= {f"judge_{name}": n for name, n in self.judge_usage.items()}
         usage |= {f"student_{name}": n for name, n in self.student_usage.items()}
         return {**self.task, "messages": e.messages, "prediction": e.prediction,
                 "correct": self.outcome in ("solved", "corrected"), "stop": e.stop, "outcome": self.outcome,

@@ -68,7 +68,7 @@ def pairs_after(start: Record, chat: Any) -> list[Pair]:
             continue
         ids, _ = chat.encode([*before, {"role": "assistant", "content": step["content"]}])
         mask = [0] * prompt_length + [1] * (len(ids) - prompt_length)
-        completion = Rollout(input_ids=ids, loss_mask=mask, old_logps=[0.0] * len(ids), advantage=0.0,
+        completion = Rollout(input_ids=ids, loss_mask=mask, engine_logps=[0.0] * len(ids), advantage=0.0,
                              prompt_length=prompt_length)
         if completion not in completions:
             completions.append(completion)

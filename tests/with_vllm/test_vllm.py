@@ -11,7 +11,7 @@ pytest.importorskip("vllm", reason="vllm is not installed: bash tests/run_vllm.s
 import test_stages  # noqa: E402
 
 HERE = os.path.dirname(os.path.abspath(__file__))
-KEYS = [*test_stages.KEYS, "reward_chosen", "truncated"]
+KEYS = [*test_stages.KEYS, "reward_chosen", "stop_max_tokens"]
 
 
 def qwen2(tokenizer):
