@@ -17,7 +17,7 @@ def shorten(folder, student, noise, *flags, driver="tests/length_driver.py"):
                                             messages=[{"role": "user", "content": f"Cy has {i} pears."}])
                                        for i in range(4)])
     script(driver, noise, "--model", student, "--data", data, "--out", folder / "out", "--steps", STEPS, "--prompts", 4,
-           "--mini-batch", 2, "--group", 16, "--lr", "3e-3", "--max-tokens", 40,
+           "--mini-batch", 2, "--group", 16, "--lr", "3e-4", "--max-tokens", 40,
            "--max-failed", 1, *flags)
     rows = lines(folder / "out" / "metrics.jsonl")
     assert len(rows) == STEPS
@@ -43,10 +43,11 @@ def test_responses_become_shorter(dtype, most, tmp_path, trained_student):
 @pytest.mark.parametrize("whose", ["trainer", "engine"])
 def test_an_engine_that_is_off_is_seen_and_mended_by_the_anchor(whose, tmp_path, trained_student):
     rows = shorten(tmp_path, trained_student, 0.5, "--dtype", "fp32", "--anchor", whose, "--max-logp-gap", 9)
-    assert all(0.3 < row["logp_gap"] < 0.5 and row["logp_gap_p99"] > 1 for row in rows)
+    trained = [row for row in rows if row["trained_tokens"] > 100]
+    assert len(trained) > 3 and all(0.3 < row["logp_gap"] < 0.5 < 1 < row["logp_gap_p99"] for row in trained)
     if whose == "trainer":
-        assert all(row["outside_first"] == 0 for row in rows)
+        assert all(row["outside_first"] == 0 for row in trained)
         before, after = first_and_last(rows)
         assert after < 0.6 * before
     else:
-        assert all(row["outside_first"] > 0.5 for row in rows)
+        assert all(row["outside_first"] > 0.5 for row in trained)

@@ -959,6 +959,10 @@ def test_a_student_behind_an_endpoint_may_be_silent(fake):
     fake.script, talk.calls = [(400, b"maximum context length")], 1
     URLEngine(fake.url, "m").play([talk])
     assert talk.ended == ("", False)
+    fake.script, talk = [(400, b"maximum context length")], Talk()
+    talk.messages = talk.messages + [{"role": "assistant", "content": "a"}, {"role": "user", "content": "b"}]
+    URLEngine(fake.url, "m").play([talk])                  # a corrected step was too much, or a verdict
+    assert talk.ended == ("", False)
     for reply, ended in ((completion(None, "length"), ("", False)), (completion([{"type": "text", "text": "a"}]), ("a", True))):
         fake.script, talk = [reply], Talk()
         URLEngine(fake.url, "m").play([talk])
