@@ -21,6 +21,7 @@ A killed run goes on where it stopped when the same command is given again.
 """
 import argparse
 import os
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor, as_completed
 
 from env import Episode, Search
@@ -48,12 +49,12 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     return p.parse_args(argv)
 
 
-def demonstrate(teacher: Teacher, task: Record, search: Search | None, max_steps: int, sample: int,
+def demonstrate(teacher: Teacher, task: Record, search: Search | None, args: argparse.Namespace, sample: int,
                 usage: Usage) -> Record:
     """One trajectory written by the teacher: a plan, then steps; each runs before the next is asked for."""
     interpreter = Interpreter(search)
     try:
-        episode = Episode(task, interpreter, max_steps=max_steps)
+        episode = Episode(task, interpreter, max_steps=args.max_steps)
         plan = teacher.plan(task["question"], answers=task["answer"], sample=sample, usage=usage)
         observation = episode.turn(f"<first_thought>{plan}</first_thought>")
         while observation is not None:                     # None: the trajectory has ended
@@ -64,8 +65,8 @@ def demonstrate(teacher: Teacher, task: Record, search: Search | None, max_steps
         interpreter.close()
 
 
-def solve(teacher: Teacher, task: Record, search: Search | None,
-          args: argparse.Namespace) -> tuple[Record | None, list[str]]:
+def solve(teacher: Teacher, task: Record, search: Search | None, args: argparse.Namespace,
+          demonstrate: Callable[..., Record]) -> tuple[Record | None, list[str]]:
     """Rejection sampling: the first of --attempts demonstrations whose answer is right, or None.
 
     The second value says what was wrong with each of those before it.
@@ -74,7 +75,7 @@ def solve(teacher: Teacher, task: Record, search: Search | None,
     usage: Usage = {}                                      # of all attempts at this task
     for sample in range(args.attempts):
         try:
-            trajectory = demonstrate(teacher, task, search, args.max_steps, sample, usage)
+            trajectory = demonstrate(teacher, task, search, args, sample, usage)
         except BadReply as error:
             faults.append(f"{error}; the reply was {error.raw[:500]!r}")
             continue
@@ -91,12 +92,14 @@ def solve(teacher: Teacher, task: Record, search: Search | None,
     return None, faults
 
 
-def main(args: argparse.Namespace) -> None:
+def main(args: argparse.Namespace, demonstrate: Callable[..., Record] = demonstrate) -> None:
+    """`demonstrate` makes one trajectory; a fork gives its own (baselines/cot.py)."""
     from tqdm import tqdm
     check_start(args, out_is_file=True)
     tasks = read_tasks(args.tasks)
     teacher = Teacher.from_args(args)
-    set_sandbox(args.sandbox, args.preload)
+    if "sandbox" in args:                                  # a fork that runs no code has no such flag
+        set_sandbox(args.sandbox, args.preload)
     search = search_from_args(args)
     rejected = os.path.splitext(args.out)[0] + ".rejected.jsonl"
     claim(args.out)
@@ -108,8 +111,9 @@ def main(args: argparse.Namespace) -> None:
     save_args(args)
     kept = 0
     with (open(args.out, "a", encoding="utf-8") as good, open(rejected, "a", encoding="utf-8") as bad,
-          ThreadPoolExecutor(args.concurrency) as pool, tqdm(total=len(todo), desc="bc", unit="task") as bar):
-        jobs = {pool.submit(solve, teacher, task, search, args): task for task in todo}
+          ThreadPoolExecutor(args.concurrency) as pool,
+          tqdm(total=len(todo), desc="demonstrations", unit="task") as bar):
+        jobs = {pool.submit(solve, teacher, task, search, args, demonstrate): task for task in todo}
         try:
             for job in as_completed(jobs):
                 trajectory, faults = job.result()

@@ -11,6 +11,7 @@ covers. What generates is in plumbing/engines.py, the web search in plumbing/sea
 """
 import re
 import zlib
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -22,6 +23,7 @@ from plumbing.search import Search, SearchFailed
 from plumbing.trajectory import Messages, code_of, step_of
 from sandbox import Interpreter, Observation
 
+NO_PROGRAM = Observation("None", None, False)               # what is seen of a plan, which runs nothing
 PLAN = re.compile(r"<first_thought>.*?</first_thought>", re.DOTALL | re.IGNORECASE)
 
 
@@ -126,7 +128,7 @@ def act(content: str, step: int, interpreter: Interpreter) -> Observation | None
     if code is not None:
         return interpreter.run(code)
     if step == 0 and PLAN.search(content):
-        return Observation("None", None, False)
+        return NO_PROGRAM
     return None
 
 
@@ -152,8 +154,10 @@ class Episode:
     """One rollout: the messages, the interpreter behind them and, for engines of tokens, ids and logps."""
 
     def __init__(self, start: Record, interpreter: Interpreter, *, max_steps: int = 8, max_tokens: int = 4096,
-                 copy: int = 0) -> None:
-        """start: a task, or a record whose `messages` end before a step; the interpreter is in that state."""
+                 copy: int = 0, on_end: "Callable[[Episode], None] | None" = None) -> None:
+        """start: a task, or a record whose `messages` end before a step; the interpreter is in that state.
+        on_end: called with the episode when it has ended, from the thread that ran its last turn.
+        """
         self.task = {name: value for name, value in start.items() if name not in PLAYED}
         self.messages: Messages = list(start.get("messages") or [])
         if not self.messages:
@@ -162,9 +166,13 @@ class Episode:
         self.states: dict[int, Interpreter] = {}    # step -> the interpreter as it was before that step
         self.max_steps = max_steps                  # thought–code steps that the policy may add
         self.max_tokens = max_tokens                # tokens that may follow the start, observations included
-        self.last_step = max(step_of(self.messages), 1) + max_steps - 1          # the plan is not counted
+        self.first_step = step_of(self.messages)    # the first one that the policy writes
+        self.last_step = max(self.first_step, 1) + max_steps - 1                 # the plan is not counted
         self.copy = copy                            # which of several rollouts from the same start
+        self.on_end = on_end
         self.calls = 0                              # turns of the policy so far
+        self.programs = 0                           # turns whose code was run
+        self.failed_programs = 0                    # those that raised an error or were killed
         # ---- how it ended ----
         self.prediction: str | None = None
         self.stop: str | None = None                # answer | max_steps | max_tokens | format | failed
@@ -174,6 +182,7 @@ class Episode:
         self.loss_mask: list[int] = []              # 1 only on sampled tokens
         self.logps: list[float] = []                # of sampled tokens when they were drawn, elsewhere 0
         self.prompt_length = 0                      # tokens before the first sampled one
+        self.inherited = 0                          # tokens after them that another episode sampled or saw
 
     def begin(self, chat: Chat) -> None:
         """Encode what stands there before the first token is sampled."""
@@ -183,8 +192,8 @@ class Episode:
         self.logps = [0.0] * self.prompt_length
 
     def sampling_seed(self, seed: int) -> int:
-        """Seed of what is sampled next: by seed, copy, task and messages, not by batch, ranks or restarts."""
-        start = f"{seed} {self.copy} {self.task} {self.messages}"
+        """Seed of what is sampled next: by seed, copy and messages, not by batch, ranks or restarts."""
+        start = f"{seed} {self.copy} {self.task.get('id')} {self.messages}"
         return zlib.crc32(start.encode(errors="replace")) >> 1
 
     @property
@@ -201,6 +210,17 @@ class Episode:
 
         complete: False for a turn that was cut off at the limit of tokens.
         """
+        seen = self.take(content, complete)
+        self.report_end()
+        return seen
+
+    def report_end(self) -> None:
+        """Call `on_end` if the episode has ended."""
+        if self.stop is not None and self.on_end is not None:
+            self.on_end(self)
+
+    def take(self, content: str, complete: bool) -> str | None:
+        """`turn`, before the end is reported."""
         step = step_of(self.messages)
         self.messages.append({"role": "assistant", "content": content})
         self.calls += 1
@@ -217,6 +237,9 @@ class Episode:
         if seen is None:
             self.stop = "format"
             return None
+        if seen is not NO_PROGRAM:
+            self.programs += 1
+            self.failed_programs += seen.error
         if seen.answer is not None:
             self.stop = "answer"
             self.prediction = seen.answer
@@ -237,15 +260,14 @@ class Episode:
         self.loss_mask += [1] * len(ids)
         self.logps += logps
         content = ids[:-1] if complete or strays else ids
-        seen = self.turn(chat.tokenizer.decode(content), complete)
+        seen = self.take(chat.tokenizer.decode(content), complete)
         if strays:
             self.stop = "format"
-            return None
-        if seen is None:
-            return None
-        between = chat.ids(chat.observation(seen))
-        if len(between) >= self.tokens_left:
+        between = [] if self.stop else chat.ids(chat.observation(seen))
+        if self.stop is None and len(between) >= self.tokens_left:
             self.stop = "max_tokens"
+        if self.stop is not None:
+            self.report_end()
             return None
         self.ids += between
         self.loss_mask += [0] * len(between)
@@ -263,12 +285,14 @@ class Episode:
 
 def make_episodes(starts: list[Record], copies: int = 1, max_steps: int = 8, max_tokens: int = 4096,
                   search: Search | None = None,
-                  skipped: list[tuple[Record, Exception]] | None = None, threads: int = 16) -> list[Episode]:
+                  skipped: list[tuple[Record, Exception]] | None = None, threads: int = 16,
+                  on_end: Callable[[Episode], None] | None = None) -> list[Episode]:
     """Episodes ready to play, the copies of a start side by side.
 
     A prefix is replayed once in one interpreter and compared with its record, then forked for each copy. A
     start whose prefix does not replay is appended to `skipped` with the reason; without such a list, the
-    reason is raised (ReplayMismatch, SearchFailed). threads: prefixes that are replayed at once.
+    reason is raised (ReplayMismatch, SearchFailed). threads: prefixes that are replayed at once; on_end: as
+    Episode takes it.
     """
     def prepare(start: Record) -> Interpreter | None:
         try:
@@ -287,7 +311,7 @@ def make_episodes(starts: list[Record], copies: int = 1, max_steps: int = 8, max
             continue
         for copy in range(copies):
             episodes.append(Episode(start, interpreter.fork(), max_steps=max_steps, max_tokens=max_tokens,
-                                    copy=copy))
+                                    copy=copy, on_end=on_end))
         interpreter.close()
     return episodes
 

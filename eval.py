@@ -17,12 +17,13 @@ tells the benchmark, and the benchmark decides the metric. The same command resu
 were left, or a turn broke the grammar), truncated (no tokens were left) or failed (the search or the judge
 failed; the next call tries again).
 
-Models that were not trained here are asked with --prompt agent, tir or cot, the paper's baselines, and
---self-consistent N chooses each step from N candidates: see baselines/prompting.py. The size of the data (the
-paper's Figure 4) is read from the name: --name sft-n500-greedy stands at 500 in the report.
+Models that were not trained here are asked with --prompt agent, tir or cot, the paper's baselines (those of
+baselines/cot.py with cot or cot-rag), and --self-consistent N chooses each step from N candidates: see
+baselines/prompting.py. Its name gives a run its place: arpo, or 3b-arpo, stands below the paper's row of ARPO
+(baselines/README.md has all names), and sft-n500-greedy at 500 in the report's Figure 4.
 
-Differences from the paper: rules compare answers, and a judge model (--teacher-url) is asked only where they
-cannot decide. The paper does not say how many runs it averages; the default of --runs is 1.
+Differences from the paper: rules compare answers, and a model (--judge-url, else --teacher-url) is asked only
+where they cannot decide. The paper does not say how many runs it averages; the default of --runs is 1.
 """
 import argparse
 import hashlib
@@ -39,7 +40,7 @@ from plumbing.benchmarks import F1_BENCHMARKS, benchmark_of, gaia_level, named_b
 from plumbing.chat_api import BadReply
 from plumbing.cli import InputError, Parser, cli, env_flags, sampling_flags, teacher_flags
 from plumbing.engines import Engine, load_engine, sampling_from_args
-from plumbing.ranks import part_of_rank, rank_and_world, wait_for_ranks
+from plumbing.ranks import part_of_rank, rank_and_world, sum_over_ranks, wait_for_ranks
 from plumbing.records import (
     PREDICTION_FIELDS,
     Record,
@@ -98,8 +99,9 @@ def add_run_flags(p: argparse.ArgumentParser) -> None:
     g.add_argument("--limit", type=whole(1), metavar="N", help="first N tasks of each file (default: all)")
     g.add_argument("--runs", type=whole(1), default=1, metavar="K", help="independent runs of every task")
     g.add_argument("--chunk", type=whole(1), default=256, help="tasks rolled out together between two saves")
-    g.add_argument("--prompt", choices=["react", "agent", "tir", "cot"], default="react",
-                   help="react: the trained grammar; the others put instructions before the question")
+    g.add_argument("--prompt", choices=list(prompting.CANDIDATES), default="react",
+                   help="react: the trained grammar; the others put instructions before the question, "
+                        "cot-rag also what one search for it finds")
     g.add_argument("--self-consistent", type=whole(1), default=1, metavar="N",
                    help="candidates for every step; the most frequent output wins")
     g.add_argument("--greedy", action="store_true", help="the same as --temperature 0")
@@ -107,7 +109,7 @@ def add_run_flags(p: argparse.ArgumentParser) -> None:
     env_flags(p)
     g = p.add_argument_group("scoring")
     g.add_argument("--metric", choices=["auto", "f1", "em", "judge", "rule"], default="auto",
-                   help="auto: that of the benchmark; judge: rules, then the teacher, if given; "
+                   help="auto: that of the benchmark; judge: rules, then the judge, if given; "
                         "rule: rules alone (Table 5)")
     g.add_argument("--variant", choices=["arpo", "squad"], default="arpo",
                    help="of f1 and em: arpo keeps punctuation, squad drops it and has HotpotQA's yes/no rule")
@@ -120,6 +122,8 @@ def check_run_flags(parser: argparse.ArgumentParser, args: argparse.Namespace) -
         args.temperature = 0.0
     if args.self_consistent > 1 and args.temperature == 0:
         parser.error("--self-consistent needs a temperature: greedy candidates are all the same")
+    if args.prompt == "cot-rag" and args.search in (None, "none"):
+        parser.error("--prompt cot-rag needs --search, where it is searched")
 
 
 # ---- benchmarks ----
@@ -239,6 +243,17 @@ def play(args: argparse.Namespace, tasks: list[Record], rank: int, engine: Engin
                 append_jsonl(file, scored)
 
 
+def share_solved(engine: Engine, tasks: list[Record], search: Search | None,
+                 args: argparse.Namespace) -> float:
+    """Share of tasks that grpo_short.py's policy solves greedily, by rule; every rank plays its part."""
+    mine = part_of_rank(tasks, *rank_and_world())
+    played = env.rollout(engine, mine, max_steps=args.max_steps, max_tokens=args.max_tokens, search=search,
+                         temperature=0)
+    right = sum(judge.correct_answer(None, t["question"], t["prediction"], t["answer"]) for t in played)
+    solved, tried = sum_over_ranks(right, len(played), after="its held-out tasks")
+    return solved / tried
+
+
 def run(args: argparse.Namespace, engine: Engine | None = None) -> None:
     """Play what is missing; rank 0 puts the ranks' files together and prints the table.
 
@@ -253,12 +268,12 @@ def run(args: argparse.Namespace, engine: Engine | None = None) -> None:
     if rank == 0:
         before = read_predictions(args.out).values()
         check_resume(args, before, wanted, key=key_of)
-    teacher = judge.Teacher.from_args(args) if args.teacher_url else None
+    teacher = judge.Teacher.judge_from_args(args)
     set_sandbox(args.sandbox, args.preload)
     search = search_from_args(args)
 
     # ---- rollout ----
-    if rank == 0:                                          # again: now the name of the teacher is known
+    if rank == 0:                                          # again: now the name of the judge is known
         check_resume(args, before, wanted, key=key_of)
         save_args(args)
         merge_predictions(args.out)
@@ -270,8 +285,9 @@ def run(args: argparse.Namespace, engine: Engine | None = None) -> None:
         print(f"{len(wanted)} rollouts, {len(wanted) - len(todo)} of them already there", flush=True)
     if todo:                                               # vLLM's ranks start together, idle ones too
         openings = [{"messages": prompting.opening(task, args.prompt)} for task in todo]
-        engine = engine or load_engine(args, args.model, env.load_chat, openings)
-        play(args, part_of_rank(todo, rank, world), rank, engine, teacher, search)
+        mine = prompting.opened(part_of_rank(todo, rank, world), args.prompt, search, args.threads)
+        engine = engine or load_engine(args, args.model, env.load_chat, [*openings, *mine])
+        play(args, mine, rank, engine, teacher, search)
     wait_for_ranks("its tasks")
 
     # ---- results ----

@@ -2,12 +2,15 @@
 
 `Teacher` has a method for each kind of request to the model, which may be behind any OpenAI-compatible chat
 endpoint (its key in TEACHER_API_KEY or OPENAI_API_KEY). The prompts are in assets/prompts.md.
-`correct_answer` and `same_step` ask the model only where rules cannot decide. What needs no model is in
+`check_answer` and `same_step` ask a model only where rules cannot decide: the judge at --judge-url (its key
+in JUDGE_API_KEY or, where that is not set, the teacher's), or else the teacher. What needs no model is in
 plumbing/: answers.py (is an answer right?), replies.py (can a reply be used?) and leaks.py (does it give the
 answer away?).
 
-Differences from the paper: the model judges only answers and steps that rules leave open. A reply of the
-wrong form is asked for once more, with the fault named; if it stays wrong, that is an error (`BadReply`).
+Differences from the paper: the model judges only answers and steps that rules leave open. A judge of its own
+is asked at temperature 0.1, as in the paper; a teacher that judges at the release's 0.3, in mps.py 0.9. The
+verdict on a whole run is always the teacher's. A reply of the wrong form is asked for once more, with the
+fault named; if it stays wrong, that is an error (`BadReply`).
 
   python judge.py audit --teacher-url http://localhost:8000 --data processbench.jsonl
   python judge.py decontaminate --tasks all.jsonl --against hotpotqa.jsonl --out tasks.jsonl
@@ -33,7 +36,8 @@ from plumbing.trajectory import Messages, Step, render, render_step, step_of
 from plumbing.values import positive_share, whole
 
 # What others use of this script; the last three are the rules of plumbing/answers.py.
-__all__ = ["PROMPT", "Teacher", "correct_answer", "same_step", "check_by_rule", "exact_match", "f1"]
+__all__ = ["PROMPT", "Teacher", "check_answer", "correct_answer", "same_step",
+           "check_by_rule", "exact_match", "f1"]
 
 Answers = str | list[str]             # the reference answer, or all that are accepted
 
@@ -58,18 +62,23 @@ SAME_ANSWER_SYSTEM = PROMPT["SAME_ANSWER"]
 
 # ---- the teacher ----
 
+JUDGE_TEMPERATURE = 0.1               # of a judge of its own, as in the paper
+
+
 class Teacher(ChatModel):
     """The model that plans, demonstrates, judges and corrects; many threads may ask it at once.
 
     Every request takes `sample`, the number of a draw from the same prompt, and `usage`, to which calls and
-    tokens are added. `connection` is what ChatModel takes: concurrency, timeout, retries, backoff, cache.
+    tokens are added. `judge` is the model that says in its place what is equivalent; None: it does so itself.
+    `connection` is what ChatModel takes: role, concurrency, timeout, retries, backoff, cache.
     """
 
-    def __init__(self, url: str, model: str | None = None, *, plan_temperature: float = 0.5,
-                 step_temperature: float = 0.7, judge_temperature: float = 0.3,
-                 correct_temperature: float = 0.9, reasks: int = 1, max_tokens: int = 2048,
-                 **connection: Any) -> None:
+    def __init__(self, url: str, model: str | None = None, *, judge: "Teacher | None" = None,
+                 plan_temperature: float = 0.5, step_temperature: float = 0.7,
+                 judge_temperature: float = 0.3, correct_temperature: float = 0.9, reasks: int = 1,
+                 max_tokens: int = 2048, **connection: Any) -> None:
         super().__init__(url, model, **connection)
+        self.judge = judge
         self.temperature = {"plan": plan_temperature, "step": step_temperature, "judge": judge_temperature,
                             "correct": correct_temperature}
         self.reasks = reasks                               # further tries when a reply has a wrong form
@@ -77,13 +86,27 @@ class Teacher(ChatModel):
 
     @classmethod
     def from_args(cls, args: argparse.Namespace, **temperatures: float) -> "Teacher":
-        """The teacher of `teacher_flags`; TeacherDown if it does not answer."""
-        teacher = cls(args.teacher_url, args.teacher_model, cache=args.teacher_cache, timeout=args.timeout,
-                      concurrency=args.concurrency, retries=args.retries, reasks=args.reasks,
-                      max_tokens=args.teacher_max_tokens, **temperatures)
+        """The teacher of `teacher_flags`, with its judge if that is another; TeacherDown if one does not
+        answer."""
+        teacher = cls(args.teacher_url, args.teacher_model, **options(args), **temperatures)
         teacher.check()
         args.teacher_model = teacher.model                 # for args.json, where no name was given
+        if vars(args).get("judge_url"):                    # a script may have no such flag
+            teacher.judge = cls.judge_from_args(args)
         return teacher
+
+    @classmethod
+    def judge_from_args(cls, args: argparse.Namespace) -> "Teacher | None":
+        """Who says what is equivalent: the model at --judge-url, else the teacher, else nobody (None)."""
+        if args.judge_url:
+            judge = cls(args.judge_url, args.judge_model, role="judge", judge_temperature=JUDGE_TEMPERATURE,
+                        **options(args))
+            judge.check()
+            args.judge_model = judge.model
+            return judge
+        if args.teacher_url:
+            return cls.from_args(args)
+        return None
 
     def plan(self, question: str, *, answers: Answers | None = None, sample: int = 0,
              usage: Usage | None = None) -> str:
@@ -126,13 +149,21 @@ class Teacher(ChatModel):
         """Whether the steps a and b do the same after `before`."""
         parts = [("Question", question), ("Trajectory", render(before)), ("Step A", render_step(a)),
                  ("Step B", render_step(b))]
-        return self.ask("judge", SAME_STEP_SYSTEM, parts, replies.parse_equivalent, sample, usage)
+        judge = self.judge or self
+        return judge.ask("judge", SAME_STEP_SYSTEM, parts, replies.parse_equivalent, sample, usage)
 
     def same_answer(self, question: str, prediction: str, answers: Answers, *, sample: int = 0,
                     usage: Usage | None = None) -> bool:
         """Whether the prediction says the same as one of the answers."""
         parts = [("Question", question), ("Reference answer", answers), ("Prediction", prediction)]
-        return self.ask("judge", SAME_ANSWER_SYSTEM, parts, replies.parse_equivalent, sample, usage)
+        judge = self.judge or self
+        return judge.ask("judge", SAME_ANSWER_SYSTEM, parts, replies.parse_equivalent, sample, usage)
+
+    def summary(self) -> str:
+        """What was asked of the teacher, in one line, and of its judge, in another."""
+        if self.judge is None:
+            return super().summary()
+        return f"{super().summary()}\n{self.judge.summary()}"
 
     def ask(self, kind: str, system: str, parts: list[tuple[str, Answers | None]],
             parse: Callable[[str, bool], Any], sample: int, usage: Usage | None) -> Any:
@@ -166,17 +197,26 @@ class Teacher(ChatModel):
             messages = [*prompt, {"role": "assistant", "content": said},
                         {"role": "user", "content": PROMPT["REASK"].format(fault=fault)}]
         self.count("bad_replies")
-        raise BadReply(f"the teacher's reply stayed unusable: {fault}", raw)
+        raise BadReply(f"the {self.role}'s reply stayed unusable: {fault}", raw)
+
+
+def options(args: argparse.Namespace) -> dict[str, Any]:
+    """How a teacher or a judge is asked, by `teacher_flags`."""
+    return {"cache": args.teacher_cache, "timeout": args.timeout, "concurrency": args.concurrency,
+            "retries": args.retries, "reasks": args.reasks, "max_tokens": args.teacher_max_tokens}
 
 
 # ---- equivalence: rules first, then the model ----
 
-def correct_answer(teacher: Teacher | None, question: str, prediction: str | None, answers: Answers, *,
-                   sample: int = 0, usage: Usage | None = None) -> bool:
-    """Whether the prediction is right, by rule or, where rules cannot decide, by the teacher (if any)."""
+def check_answer(teacher: Teacher | None, question: str, prediction: str | None, answers: Answers, *,
+                 sample: int = 0, usage: Usage | None = None) -> bool | None:
+    """Whether the prediction is right, by rule or, where rules cannot decide, by the teacher's judge.
+
+    None: rules leave it open, and there is nobody to ask (`teacher` is None).
+    """
     decided = check_by_rule(prediction, answers)
     if teacher is None:
-        return decided is True
+        return decided
     if decided is not None:
         teacher.count("answers_by_rule")
         return decided
@@ -184,11 +224,23 @@ def correct_answer(teacher: Teacher | None, question: str, prediction: str | Non
     return teacher.same_answer(question, prediction, answers, sample=sample, usage=usage)
 
 
-def same_step(teacher: Teacher, question: str, before: Messages, a: Step, b: Step) -> bool:
-    """Whether two steps after `before` do the same: by equal code or observation, else by the teacher."""
+def correct_answer(teacher: Teacher | None, question: str, prediction: str | None, answers: Answers, *,
+                   sample: int = 0, usage: Usage | None = None) -> bool:
+    """Whether the prediction is right, as `check_answer` says; what is left open counts as wrong."""
+    return check_answer(teacher, question, prediction, answers, sample=sample, usage=usage) is True
+
+
+def same_step(teacher: Teacher | None, question: str, before: Messages, a: Step, b: Step, *, sample: int = 0,
+              usage: Usage | None = None) -> bool | None:
+    """Whether two steps after `before` do the same: by equal code or observation, else by a model, as above.
+
+    None: code and observation leave it open, and there is nobody to ask (`teacher` is None).
+    """
     if same_step_cheap(a, b):
         return True
-    return teacher.same_step(question, before, a, b)
+    if teacher is None:
+        return None
+    return teacher.same_step(question, before, a, b, sample=sample, usage=usage)
 
 
 # ---- audit: how well does a teacher find the first error? ----
@@ -250,7 +302,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     p = commands.add_parser("audit",
                             help="first-error accuracy and F1 of a teacher (ProcessBench)")
     p.add_argument("--data", nargs="+", required=True, help="JSONL: problem, steps, label (first error, -1)")
-    teacher_flags(p)
+    teacher_flags(p, judge=False)
     p.set_defaults(run=audit)
     p = commands.add_parser("decontaminate", help="drop tasks that a benchmark has too")
     p.add_argument("--tasks", required=True, help="JSONL file of training tasks")

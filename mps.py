@@ -8,6 +8,7 @@ The student plays a task to its end. If the answer is wrong, the teacher names t
 prefix h_k before it stays, the interpreter is rewound to it, the teacher writes *one* step, which runs, and
 the student goes on from there: at most 5 corrections a task (paper, section 3.2). A solved task gives either
 its trajectory (SFT) or its pairs (h_k, chosen > rejected) (RL); a task that is not solved is `hard`.
+As a control, --corrector lets the student write that step itself (baselines/correctors.py).
 
 --verify-first-error N tests the step that the teacher names before it is corrected: the student is resumed
 N times from the prefix before a step, at a few steps chosen by bisection (at most 3 of 8), and the teacher's
@@ -30,10 +31,11 @@ import hashlib
 import math
 import os
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from typing import Any
 
+from baselines.correctors import student_step
 from env import Episode, load_chat
 from judge import Teacher, correct_answer
 from plumbing.chat_api import BadReply
@@ -42,7 +44,7 @@ from plumbing.engines import Engine, load_engine, sampling_from_args
 from plumbing.ranks import part_of_rank, rank_and_world, wait_for_ranks
 from plumbing.records import MPS_FIELDS, Record, merge_parts, read_parts, write_jsonl
 from plumbing.replies import Verdict
-from plumbing.scheduler import Progress, outcome_text, schedule
+from plumbing.scheduler import Progress, Run, outcome_text, schedule
 from plumbing.search import search_from_args
 from plumbing.start import check_resume, check_start, save_args
 from plumbing.tasks import read_tasks
@@ -58,8 +60,9 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     g.add_argument("--out", required=True, help="folder for mps.jsonl, sft.jsonl and rl.jsonl")
     g = p.add_argument_group("mentored problem-solving")
     g.add_argument("--student", required=True, help="Hugging Face folder, or its name at --student-url")
-    g.add_argument("--corrections", type=whole(0), default=5,
-                   help="corrections by the teacher per task; a task that needs more is hard")
+    g.add_argument("--corrections", type=whole(0), default=5, help="corrections per task; then it is hard")
+    g.add_argument("--corrector", choices=["teacher", "student", "resample"], default="teacher",
+                   help="who writes the new step; student: shown the verdict; resample: without it")
     g.add_argument("--verify-first-error", type=whole(0), default=0, metavar="N",
                    help="test the step that the teacher names with N runs from each of a few prefixes; 0: no")
     g.add_argument("--teacher-accuracy", type=chance, default=0.6,
@@ -91,6 +94,7 @@ class Mentored:
     reason: str | None = None              # why it failed
     student_usage: Counter = field(default_factory=lambda: Counter(calls=0, tokens=0))
     teacher_usage: dict[str, int] = field(default_factory=dict)
+    judge_usage: dict[str, int] = field(default_factory=dict)              # of a judge of its own
 
     def settle(self, outcome: str, reason: str | None = None) -> None:
         self.outcome = outcome
@@ -105,18 +109,22 @@ class Mentored:
         """Whether the judge finds the episode's answer right."""
         if episode.stop != "answer":
             return False
+        own_judge = self.teacher is not None and self.teacher.judge is not None
+        usage = self.judge_usage if own_judge else self.teacher_usage
         return correct_answer(self.teacher, self.task["question"], episode.prediction, self.task["answer"],
-                              usage=self.teacher_usage)
+                              usage=usage)
 
     def record(self) -> Record:
-        """The trajectory record, without the corrections whose prefix a later correction threw away."""
+        """The trajectory record; of the corrections, those at whose step the run went on otherwise."""
         e = self.episode
         kept = []
         for correction in self.corrections:
             before = correction["prefix"]
-            if e.messages[:len(before)] == before:
+            taken = e.messages[:len(before) + 1]
+            if taken[:-1] == before and taken[-1]["content"] != correction["rejected"]["content"]:
                 kept.append({name: value for name, value in correction.items() if name != "prefix"})
         usage = {f"teacher_{name}": n for name, n in self.teacher_usage.items()}
+        usage |= {f"judge_{name}": n for name, n in self.judge_usage.items()}
         usage |= {f"student_{name}": n for name, n in self.student_usage.items()}
         return {**self.task, "messages": e.messages, "prediction": e.prediction,
                 "correct": self.outcome in ("solved", "corrected"), "stop": e.stop, "outcome": self.outcome,
@@ -124,13 +132,11 @@ class Mentored:
                 "usage": usage}
 
 
-def mentor(m: Mentored) -> Iterator[list[Episode]]:
+def mentor(m: Mentored) -> Run:
     """Mentored problem-solving of one task, to its outcome (paper, section 3.2).
 
     Yields the episodes that the student has to play to their end before it can go on.
     """
-    question = m.task["question"]
-    answer = m.task["answer"]
     try:
         while m.outcome is None:
             # the student acts, or resumes: a corrected step may have given an answer already
@@ -151,8 +157,8 @@ def mentor(m: Mentored) -> Iterator[list[Episode]]:
                 return
 
             # the teacher names the first wrong step k; on request the student's own success tests its word
-            verdict = m.teacher.verdict(question, answer, episode.messages, episode.prediction, episode.stop,
-                                        usage=m.teacher_usage)
+            verdict = m.teacher.verdict(m.task["question"], m.task["answer"], episode.messages,
+                                        episode.prediction, episode.stop, usage=m.teacher_usage)
             if verdict.correct:
                 m.settle("failed", "the answer was judged wrong, but no step was")
                 return
@@ -164,17 +170,15 @@ def mentor(m: Mentored) -> Iterator[list[Episode]]:
 
             # the interpreter is rewound to the prefix h_k, and the teacher writes the one step after it
             resumed = rewind(episode, k)
-            rewrite_step(m, resumed, k, verdict, searched)
+            yield from rewrite_step(m, resumed, k, verdict, searched)
             m.episode = resumed
     except BadReply as error:
         m.settle("failed", f"{error}; the reply was {error.raw[:1000]!r}")
 
 
 def rewind(episode: Episode, k: int, copy: int = 0) -> Episode:
-    """An episode that goes on from the prefix h_k before step k; the interpreter is as it was then.
-
-    copy: which of several that resume at the same place; each draws other samples.
-    """
+    """An episode that goes on from the prefix h_k before step k, the interpreter as it was then. Each `copy`
+    draws other samples."""
     start = {**episode.task, "messages": prefix(episode.messages, k)}
     resumed = Episode(start, episode.states[k].fork(), max_steps=episode.max_steps,
                       max_tokens=episode.max_tokens, copy=copy)
@@ -182,21 +186,25 @@ def rewind(episode: Episode, k: int, copy: int = 0) -> Episode:
     return resumed
 
 
-def rewrite_step(m: Mentored, resumed: Episode, k: int, verdict: Verdict, searched: Record | None) -> None:
-    """Let the teacher write step k of the rewound episode, once, and run it; keep the pair of steps."""
+def rewrite_step(m: Mentored, resumed: Episode, k: int, verdict: Verdict, searched: Record | None) -> Run:
+    """Let the teacher (or --corrector) write step k of the rewound episode, and run it; keep both steps."""
     rejected = step_at(m.episode.messages, k, m.episode.prediction)
     before = list(resumed.messages)
     analysis = suggestion = None
     if k == verdict.first_wrong_step:                      # the analysis is about this step only
         analysis = verdict.analysis
         suggestion = verdict.suggestion
-    content = m.teacher.correct(m.task["question"], m.task["answer"], before, rejected["content"],
-                                rejected["observation"], analysis, suggestion, sample=len(m.corrections),
-                                usage=m.teacher_usage)
-    resumed.turn(content)
-    resumed.calls = 0                                      # that turn was the teacher's
+    control = {}
+    if m.args.corrector == "teacher":
+        content = m.teacher.correct(m.task["question"], m.task["answer"], before, rejected["content"],
+                                    rejected["observation"], analysis, suggestion,
+                                    sample=len(m.corrections), usage=m.teacher_usage)
+        resumed.turn(content)
+    else:
+        control = yield from student_step(m, resumed, rejected, analysis, suggestion)
+    resumed.calls = 0                                      # that turn was the teacher's or is counted
     correction = {"step": k, "prefix": before, "chosen": step_at(resumed.messages, k, resumed.prediction),
-                  "rejected": rejected, "analysis": analysis}
+                  "rejected": rejected, "analysis": analysis, **control}
     if searched is not None:
         correction["first_error"] = searched
     m.corrections.append(correction)
@@ -211,7 +219,7 @@ RECOVERY = 0.01                          # … and from one that holds an error
 Probe = tuple[int, int, int]             # cut, wins, tries: runs of the student from before step `cut`
 
 
-def first_error(m: Mentored, named: int | None, accuracy: float) -> Iterator[list[Episode]]:
+def first_error(m: Mentored, named: int | None, accuracy: float) -> Run:
     """Test the step that the teacher names -> {"step": the first wrong one, …}.
 
     accuracy: how often the teacher names it right. named: None leaves its word out. The student is resumed
@@ -231,11 +239,12 @@ def first_error(m: Mentored, named: int | None, accuracy: float) -> Iterator[lis
         wins = sum(m.is_right(e) for e in ended)
         probes.append((cut, wins, len(ended)))
         opinion = belief(steps, probes, named, accuracy)
-    searched = likeliest(belief(steps, probes))
+    unnamed = belief(steps, probes)
+    searched = unnamed.index(max(unnamed))                 # the first of the likeliest
     won = any(wins for _, wins, _ in probes)
     step = named                                           # a student that never succeeds tells nothing
     if won or named is None:
-        step = likeliest(opinion)
+        step = opinion.index(max(opinion))
     return {"teacher": named, "search": searched, "agree": named == searched, "probes": probes, "step": step}
 
 
@@ -265,11 +274,6 @@ def likelihood(probes: list[Probe], k: int, rate: float) -> float:
         p = rate if cut <= k else RECOVERY
         product *= p ** wins * (1 - p) ** (tries - wins)
     return product
-
-
-def likeliest(chances: list[float]) -> int:
-    """The first of the steps with the highest chance."""
-    return chances.index(max(chances))
 
 
 def even_cut(opinion: list[float], tried: Collection[int] = ()) -> int:
@@ -335,7 +339,7 @@ def key_steps(record: Record, task: Record, pairs: str) -> list[Record]:
 def play(tasks: list[Record], engine: Engine, teacher: Teacher, search: Any, args: argparse.Namespace,
          done: Callable[[Mentored], None]) -> None:
     """Every task to its outcome. done(mentored) is called, in one of many threads, as each is settled."""
-    def begin(task: Record) -> tuple[Mentored, Iterator[list[Episode]]]:
+    def begin(task: Record) -> tuple[Mentored, Run]:
         episode = Episode(task, Interpreter(search), max_steps=args.max_steps, max_tokens=args.max_tokens)
         mentored = Mentored(task, episode, teacher, args)
         return mentored, mentor(mentored)

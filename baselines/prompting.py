@@ -1,9 +1,10 @@
 """How a model that was not trained here takes part in an evaluation: --prompt and --self-consistent.
 
-  agent  is told the tools, and to answer with a thought and a program (Agent prompting of Kang et al., 2025)
-  tir    reasons freely, with ```python blocks in between (tool-integrated reasoning)
-  cot    reasons in one turn, without tools
-The instructions (assets/prompts.md) stand before the question, in the same message. All three may end with
+  agent    is told the tools, and to answer with a thought and a program (Kang et al., 2025)
+  tir      reasons freely, with ```python blocks in between (tool-integrated reasoning)
+  cot      reasons in one turn, without tools
+  cot-rag  the same, with what one search for the question finds before it
+The instructions (assets/prompts.md) stand before the question, in the same message. All four may end with
 \\boxed{…}. A turn with neither code nor answer is told so; in react, the trained grammar, it ends the run.
 
 Self-consistent action generation (Agent Distillation, Kang et al., 2025): N candidates for every step, each
@@ -16,6 +17,7 @@ decoded and encoded again: good for measuring, not for training.
 """
 import re
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import env
@@ -23,6 +25,7 @@ import judge
 from plumbing.answers import core
 from plumbing.engines import Engine
 from plumbing.records import Record
+from plumbing.search import Search
 from plumbing.trajectory import Messages, step_of
 from sandbox import Interpreter, Observation
 
@@ -66,7 +69,8 @@ class ChainOfThought(Candidate):
         return boxed_answer(content)
 
 
-CANDIDATES = {"react": Candidate, "agent": FreeCandidate, "tir": FreeCandidate, "cot": ChainOfThought}
+CANDIDATES = {"react": Candidate, "agent": FreeCandidate, "tir": FreeCandidate, "cot": ChainOfThought,
+              "cot-rag": ChainOfThought}
 
 
 def boxed_answer(content: str) -> Observation | None:
@@ -112,18 +116,41 @@ def take(now: Candidate, candidates: list[Candidate]) -> Candidate:
     return chosen
 
 
-def opening(task: Record, prompt: str) -> Messages:
-    """What the model is asked first: the question, for all prompts but react after instructions."""
-    text = "{question}" if prompt == "react" else judge.PROMPT["ASK_" + prompt.upper()]
-    return [{"role": "user", "content": text.replace("{question}", task["question"])}]
+def retrieve(task: Record, prompt: str, search: Search | None) -> str:
+    """What one search for the question finds, for cot-rag; "" for other prompts. May raise SearchFailed."""
+    if prompt != "cot-rag" or search is None:
+        return ""
+    return search(task["question"])
+
+
+def opening(task: Record, prompt: str, pages: str = "") -> Messages:
+    """What the model is asked first: the question, for all prompts but react after instructions.
+
+    pages: what was found for the question. baselines/cot.py trains on these very messages.
+    """
+    text = "{question}"
+    if prompt != "react":
+        text = judge.PROMPT["ASK_" + prompt.upper().replace("-", "_")]
+    given = {"{question}": task["question"], "{pages}": pages}
+    content = re.sub(r"\{question\}|\{pages\}", lambda name: given[name[0]], text)    # both at once
+    return [{"role": "user", "content": content}]
+
+
+def opened(tasks: list[Record], prompt: str, search: Search | None = None, threads: int = 16) -> list[Record]:
+    """The tasks with the `messages` that the model is asked first. threads: searches at once, for cot-rag."""
+    def start(task: Record) -> Record:
+        return task | {"messages": opening(task, prompt, retrieve(task, prompt, search))}
+
+    with ThreadPoolExecutor(threads) as pool:
+        return list(pool.map(start, tasks))
 
 
 def rollout(engine: Engine, tasks: list[Record], prompt: str, n: int, *, max_steps: int, max_tokens: int,
-            search: env.Search | None = None, progress: Any = None, **sampling: Any) -> list[Record]:
-    """`env.rollout` for a `prompt` of this module, or react, with n candidates for every step."""
+            search: Search | None = None, progress: Any = None, **sampling: Any) -> list[Record]:
+    """`env.rollout` for tasks that are `opened` by a prompt, with n candidates for every step."""
     now: list[Candidate] = []                              # where each task stands
     for task in tasks:
-        now.append(CANDIDATES[prompt](task, opening(task, prompt), Interpreter(search), max_tokens))
+        now.append(CANDIDATES[prompt](task, task["messages"], Interpreter(search), max_tokens))
     prompt_tokens = [tokens_of(engine, c.messages) for c in now]
     usage = [Counter() for _ in tasks]
     live = list(range(len(tasks)))

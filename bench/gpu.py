@@ -289,14 +289,22 @@ def one_rank():
         for batch in micro:
             loss_of(*batch).backward()
         return 0.0
-    kept = grpo.sum_over_ranks, grpo.most_over_ranks, grpo.optimizer_step
-    grpo.sum_over_ranks = lambda *numbers, after=None: list(numbers)
-    grpo.most_over_ranks = lambda number: number
+    ranks = grpo.ranks
+    kept = ranks.sum_over_ranks, ranks.most_over_ranks, grpo.optimizer_step
+    ranks.sum_over_ranks = lambda *numbers, after=None: list(numbers)
+    ranks.most_over_ranks = lambda number: number
     grpo.optimizer_step = step
     try:
         yield grpo
     finally:
-        grpo.sum_over_ranks, grpo.most_over_ranks, grpo.optimizer_step = kept
+        ranks.sum_over_ranks, ranks.most_over_ranks, grpo.optimizer_step = kept
+
+
+def update(grpo, trainer, groups, args):
+    """A mini-batch of groups, pi_old the engine's -> what came of its update."""
+    micro, tokens = grpo.mini_batch(groups, args, DEVICE)
+    old = grpo.anchor(trainer, micro, "engine", args.temperature)
+    return grpo.update(trainer, micro, old, tokens, None, args)
 
 
 def gradients(policy):
@@ -320,8 +328,8 @@ def run_grpo(policy, packed):
     flags = "--model m --data d --out o --teacher-url u --micro-batch 3 --temperature 0.8".split()
     with one_rank() as grpo:
         args = grpo.parse_args(flags + ([] if packed else ["--no-pack"]))
-        log, _ = grpo.update(policy, groups, None, args, DEVICE)
-    return torch.tensor([log["loss"], log["logp_gap"] / log["trained_tokens"]]), gradients(policy)
+        done = update(grpo, policy, groups, args)
+    return torch.tensor([done.sums["loss"], statistics.mean(done.gaps)]), gradients(policy)
 
 
 def distance(a, b):
@@ -655,7 +663,7 @@ def hf_grpo(policy, rollouts, micro):
                               logits_to_keep=R + 1).logits[:, :-1]
         logps = torch.stack([row.float().log_softmax(-1).gather(-1, t[:, None])[:, 0]
                              for row, t in zip(logits, ids[:, P:])])
-        old = torch.tensor([r.old_logps[P:] for r in part], device=DEVICE)
+        old = torch.tensor([r.engine_logps[P:] for r in part], device=DEVICE)
         advantage = torch.tensor([r.advantage for r in part], device=DEVICE)[:, None]
         ratio = (logps - old).exp()
         gain = torch.minimum(ratio * advantage, ratio.clamp(0.8, 1.2) * advantage)
@@ -674,7 +682,7 @@ def section_grpo(policy, shape, recompute):
                 policy.zero_grad(set_to_none=True)
                 with one_rank() as grpo, attending():
                     args = grpo.parse_args("--model m --data d --out o --teacher-url u".split() + list(flags))
-                    grpo.update(policy, [played], None, args, DEVICE)
+                    update(grpo, policy, [played], args)
             return one
         arms = {"ours packed": [(None, ours())],
                 "ours padded": [(m, ours("--no-pack", "--micro-batch", str(m))) for m in (8, 4, 2)],

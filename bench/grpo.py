@@ -8,7 +8,7 @@
 The model has 6 layers of width 384 and random weights, fp32, 22M parameters with a vocabulary of 32k. A group
 has G rollouts of R new tokens after a prefix of P. Every figure comes from a process of its own, after a
 warm-up on a short group. An update is forward, backward and AdamW, at a micro-batch of 8 where rollouts are
-padded. CPU-seconds are those of the process with all its threads; memory is its peak beyond what it held
+padded; `anchored` has the pass for pi_old as well. CPU-seconds are those of the process with all its threads; memory is its peak beyond what it held
 before (model, optimizer and libraries). TRL's loss gets the same sequences; in the whole step it generates
 its own.
 """
@@ -96,10 +96,17 @@ def our_trainer(vocabulary, *flags):
     return make_trainer(LogProbs(model), args), tokenizer, args, device
 
 
-def ours(P, R, G, vocabulary, repeats, *flags):
+def one_update(trainer, groups, args, device, whose="engine"):
+    """A mini-batch of groups; whose: the log-probs of pi_old, "trainer" for a pass of their own."""
     import grpo_short
+    micro, tokens = grpo_short.mini_batch(groups, args, device)
+    old = grpo_short.anchor(trainer, micro, whose, args.temperature)
+    return grpo_short.update(trainer, micro, old, tokens, None, args)
+
+
+def ours(P, R, G, vocabulary, repeats, *flags, whose="engine"):
     trainer, _, args, device = our_trainer(vocabulary, *flags)
-    update = lambda rollouts: grpo_short.update(trainer, [rollouts], None, args, device)
+    update = lambda rollouts: one_update(trainer, [rollouts], args, device, whose)
     rollouts, small = make_rollouts(P, R, G, vocabulary), make_rollouts(16, 16, 2, vocabulary)
     return measure(lambda: update(rollouts), lambda: update(small), repeats)
 
@@ -135,7 +142,7 @@ def trl_update(P, R, G, vocabulary, repeats):
                 prompt_ids=ids[:, :P], prompt_mask=torch.ones_like(ids[:, :P]), completion_ids=ids[:, P:],
                 completion_mask=torch.ones_like(ids[:, P:]),
                 advantages=torch.tensor([r.advantage for r in part]),
-                old_per_token_logps=torch.tensor([r.old_logps[P:] for r in part]))).backward()
+                old_per_token_logps=torch.tensor([r.engine_logps[P:] for r in part]))).backward()
         torch.nn.utils.clip_grad_norm_(trainer.model.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad()
@@ -172,7 +179,7 @@ def our_step(P, R, G, vocabulary, repeats, *flags):
         rewards = torch.tensor([float(sum(e.ids) % 7) for e in episodes])
         advantages = grpo_short.group_advantages(rewards).tolist()
         group = [Rollout(e.ids, e.loss_mask, e.logps, a, e.prompt_length) for e, a in zip(episodes, advantages)]
-        grpo_short.update(trainer, [group], None, args, device)
+        one_update(trainer, [group], args, device)
         assert min(len(e.ids) for e in episodes) == P + R
     return {**measure(lambda: step(P, R, G), lambda: step(32, 8, 2), repeats), **phases}
 
@@ -202,7 +209,7 @@ def trl_step(P, R, G, vocabulary, repeats):
     return dict(cpu=cpu2 - cpu, seconds=wall2 - wall, generation=generated[-1])
 
 
-ARMS = {"packed": ours, "padded": lambda *a: ours(*a, "--no-pack"), "trl": trl_update,
+ARMS = {"packed": ours, "anchored": lambda *a: ours(*a, whose="trainer"), "padded": lambda *a: ours(*a, "--no-pack"), "trl": trl_update,
         "step packed": our_step, "step padded": lambda *a: our_step(*a, "--no-pack"), "step trl": trl_step}
 
 
@@ -241,7 +248,7 @@ def main(args):
 
     if args.only in (None, "updates"):
         for P, R, vocabulary in SHAPES:
-            compare(f"One update, P {P}, R {R}, G 16, vocabulary {vocabulary}", ["packed", "padded", "trl"],
+            compare(f"One update, P {P}, R {R}, G 16, vocabulary {vocabulary}", ["packed", "anchored", "padded", "trl"],
                     P, R, 16, vocabulary)
     if args.only in (None, "step"):
         compare("A whole step, rollout, reward and update, P 512, R 128, G 16, vocabulary 32768",

@@ -29,7 +29,7 @@ from plumbing.values import not_negative, port, share
 
 PLANS = {"math": "I will compute the amount step by step.", "search": "I will look up the links one by one."}
 HEADING = re.compile(r"(?m)^# (Question|Reference answer|Trajectory|Rejected step|Analysis|Suggestion"
-                     r"|Prediction|Step A|Step B)$")
+                     r"|Prediction|Step A|Step B|Found on the web)$")
 
 
 def read_prompt(text):
@@ -204,12 +204,27 @@ def verdict(question, steps, prediction, noise, rng):
                            correct=correct, first_wrong_step=wrong))
 
 
+def chain_of_thought(task):
+    """The whole solution in one turn. Without tools, of a search only what the teacher knows by heart."""
+    if task.kind == "math":
+        value, told = task.first, [f"{task.name} has {task.first}."]
+        for sign, n in task.left:
+            op = next(op for op, s in world.OPS.items() if s == sign)
+            value = world.apply(value, sign, n)
+            told.append(f"{op} {n} is {value}.")
+    else:
+        told = [f"The {relation} of {entity} is {value}." for relation, entity, value in task.hops]
+    return " ".join([*told, f"\\boxed{{{task.answer}}}"])
+
+
 def reply(system, user, args, rng):
     parts, kind = read_prompt(user), system.split("\n")[0]
     question = parts["Question"]
     task = Task(question)
     if kind == judge.PLAN_SYSTEM.split("\n")[0]:
         return PLANS[task.kind]
+    if kind == judge.PROMPT["COT"].split("\n")[0]:
+        return chain_of_thought(task)
     if kind == judge.SAME_ANSWER_SYSTEM.split("\n")[0]:
         same = parts["Prediction"].strip().lower() == parts["Reference answer"].strip().lower()
         return json.dumps(dict(analysis="", equivalent=same))

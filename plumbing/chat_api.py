@@ -252,14 +252,30 @@ class ReplyCache:
 
 # ---- a model ----
 
-class ChatModel:
-    """A chat model behind an OpenAI-compatible endpoint; many threads may ask it at once."""
+def api_key(role: str) -> str | None:
+    """The key of a teacher: TEACHER_API_KEY or OPENAI_API_KEY; of a judge: JUDGE_API_KEY, if set, or those.
 
-    def __init__(self, url: str, model: str | None = None, *, concurrency: int = 64, timeout: float = 600,
-                 retries: int = 12, backoff: float = 0.5, cache: str | None = None) -> None:
+    A JUDGE_API_KEY of any text keeps the teacher's key from a judge that needs none.
+    """
+    for name in (f"{role.upper()}_API_KEY", "TEACHER_API_KEY", "OPENAI_API_KEY"):
+        if os.environ.get(name):
+            return os.environ[name]
+    return None
+
+
+class ChatModel:
+    """A chat model behind an OpenAI-compatible endpoint; many threads may ask it at once.
+
+    role: "teacher" or "judge", as messages, flags and keys call it.
+    """
+
+    def __init__(self, url: str, model: str | None = None, *, role: str = "teacher", concurrency: int = 64,
+                 timeout: float = 600, retries: int = 12, backoff: float = 0.5,
+                 cache: str | None = None) -> None:
         self.url = url
         self.model = model
-        key = os.environ.get("TEACHER_API_KEY") or os.environ.get("OPENAI_API_KEY")
+        self.role = role
+        key = api_key(role)
         self.headers = {"Authorization": f"Bearer {key}"} if key else {}
         self.http = {"headers": self.headers, "timeout": timeout, "retries": retries, "backoff": backoff,
                      "optional": (*OPTIONAL, "temperature"),  # some models have only one temperature
@@ -273,7 +289,8 @@ class ChatModel:
         """TeacherDown if the model is not served; without a name, the first that is listed is taken."""
         names = served_models(self.url, self.headers)
         if not names and not self.model:
-            raise TeacherDown(f"{endpoint(self.url)}/models lists no model: name one with --teacher-model")
+            raise TeacherDown(f"{endpoint(self.url)}/models lists no model: name one with "
+                              f"--{self.role}-model")
         if names is None:                                    # no list: the name is believed
             return
         if not self.model:
@@ -312,9 +329,9 @@ class ChatModel:
             self.counts[name] += n
 
     def summary(self) -> str:
-        """What was asked of the teacher, in one line."""
+        """What was asked of the model, in one line."""
         counts = [f"{n} {name.replace('_', ' ')}" for name, n in self.counts.items()]
-        text = "teacher: " + (", ".join(counts) or "asked nothing")
+        text = f"{self.role}: " + (", ".join(counts) or "asked nothing")
         left_out = self.http["refused"] - {"max_tokens"}
         if left_out:
             text += f"; asked without {', '.join(sorted(left_out))}, which the server does not take"

@@ -160,6 +160,13 @@ def save_model(trainer: Any, tokenizer: Any, out: str) -> None:
     wait_for_ranks("writing the model")
 
 
+def keep_best(trainer: Any, tokenizer: Any, out: str, state: dict[str, Any], solved: float) -> None:
+    """Write the model to OUT/best if it solves a larger share of the held-out tasks than state["best"]."""
+    if state["best"] is None or solved > state["best"]:
+        state["best"] = solved
+        save_model(trainer, tokenizer, os.path.join(out, "best"))
+
+
 def move_into_place(part: str, out: str) -> None:
     """Put the files of a whole folder PART into OUT; config.json, the mark of a whole model, comes last."""
     if os.path.exists(os.path.join(out, "config.json")):   # an older model: they change places

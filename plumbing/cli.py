@@ -91,12 +91,18 @@ CHAT_TEMPLATE = ("jinja file in place of the model's own chat template, as asset
                  "saves it with the checkpoint")
 
 
-def teacher_flags(parser: argparse.ArgumentParser, required: bool = True) -> None:
-    """The flags of every script that asks the teacher."""
+def teacher_flags(parser: argparse.ArgumentParser, required: bool = True, judge: bool = True) -> None:
+    """The flags of every script that asks the teacher; judge: also which answers or steps are equivalent."""
     g = parser.add_argument_group("teacher")
     g.add_argument("--teacher-url", required=required,
                    help="OpenAI-compatible chat endpoint, such as http://localhost:8000")
     g.add_argument("--teacher-model", help="the teacher's name there (default: the first that is listed)")
+    if judge:
+        g.add_argument("--judge-url", help="endpoint of the model that says which answers and steps are "
+                                           "equivalent, at temperature 0.1; key in JUDGE_API_KEY, if it is "
+                                           "not the teacher's (default: the teacher, if any)")
+        g.add_argument("--judge-model", help="the judge's name there, in the paper Qwen2.5-7B-Instruct "
+                                             "(default: the first that is listed)")
     g.add_argument("--concurrency", type=whole(1), default=64, help="requests in flight at once, per process")
     g.add_argument("--timeout", type=seconds, default=600, help="seconds to wait for one reply")
     g.add_argument("--retries", type=whole(0), default=12,
@@ -108,13 +114,19 @@ def teacher_flags(parser: argparse.ArgumentParser, required: bool = True) -> Non
                    help="SQLite file that keeps the replies: none is paid for twice; each node needs its own")
 
 
+def search_flags(group: Any) -> None:
+    """The flags of every script that searches."""
+    group.add_argument("--search", help="web search: http:URL (Serper's JSON API, key in SEARCH_API_KEY) or "
+                                        "local:FILE.jsonl (BM25)")
+    group.add_argument("--search-cache",
+                       help="SQLite file that keeps the results, shared by processes and runs; "
+                            "on a disk of several nodes give each node its own")
+
+
 def env_flags(parser: argparse.ArgumentParser) -> None:
     """The flags of every script that runs model-written code."""
     g = parser.add_argument_group("environment")
-    g.add_argument("--search", help="web search: http:URL (Serper's JSON API, key in SEARCH_API_KEY) or "
-                                    "local:FILE.jsonl (BM25)")
-    g.add_argument("--search-cache", help="SQLite file that keeps the results, shared by processes and runs; "
-                                           "on a disk of several nodes give each node its own")
+    search_flags(g)
     g.add_argument("--sandbox", choices=MODES, default="auto",
                    help="auto refuses to run without seccomp and names other missing layers of isolation, "
                         "strict refuses if any is missing, without-seccomp accepts that code can use the "

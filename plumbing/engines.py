@@ -453,6 +453,7 @@ class VLLMEngine:
         self.vllm = vllm
         self.chat = chat
         self.threads = threads
+        self.longest = longest
         self.sleeps = cuda and shared_gpu                  # whether `sleep` frees anything
         self.asleep = False
         launcher = "external_launcher" if "RANK" in os.environ else None
@@ -487,7 +488,12 @@ class VLLMEngine:
         with ThreadPoolExecutor(self.threads) as pool:
             for i, episode in enumerate(episodes):
                 episode.begin(self.chat)
-                ask(i)
+                if self.longest is None or len(episode.ids) < self.longest:
+                    ask(i)
+                    continue
+                episode.turn("", complete=False)           # a corrected step may have filled the room
+                if progress is not None:
+                    progress.update(1)
             while asked or running:
                 if asked:
                     for request in engine.step():
@@ -569,7 +575,7 @@ class URLEngine:
                     choice = chat_completion(self.url, body | ask, timeout=self.timeout,
                                              retries=self.retries, refused=self.refused)
                 except BadReply as error:
-                    if not episode.calls:                  # not even the first request is taken
+                    if not episode.calls and len(messages) == 1:         # not even a question is taken
                         raise InputError(f"--student-url {self.url}: {error}") from None
                     episode.turn("", complete=False)       # the messages are too long for the server by now
                     break

@@ -1,4 +1,4 @@
-"""Does a step or a plan state the reference answer, which it has not found?"""
+"""Does a step, a plan or a hint state the reference answer, which nothing has shown?"""
 import ast
 import re
 
@@ -121,3 +121,27 @@ def leaked(content: str, question: str, answers: str | list[str], before: Messag
             if tokens(answer) <= tokens(text) or (re.search(r"\d", text) and rule(text, answer)):
                 return answer
     return None
+
+
+# ---- hints ----
+
+# What follows a word that says which of several answers is right: "the correct option is (B)".
+CALLED_RIGHT = re.compile(r"\b(?:answer|correct|right|should be|instead)\b.{0,80}", re.IGNORECASE | re.DOTALL)
+
+
+def gives_away(hint: str, question: str, answers: str | list[str], before: Messages) -> bool:
+    """Does a text about a step, made by someone who knows the answer, tell it?
+
+    Stricter than `leaked`: all words of the answer, or a number that equals it, may stand nowhere in the
+    hint. If question or observations show them, or if the answer is a mere conclusion, they may not be called
+    right. A number in words ("eighteen") is not seen.
+    """
+    seen = " ".join([question, *(message["content"] for message in before[1:] if message["role"] == "user")])
+    for answer in as_list(answers):
+        answer = core(answer)
+        said = hint
+        if is_shown(answer, seen) or CONCLUSION.fullmatch(answer):
+            said = " ".join(CALLED_RIGHT.findall(hint))
+        if is_shown(answer, said):
+            return True
+    return False

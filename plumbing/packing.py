@@ -91,13 +91,14 @@ class Rollout(NamedTuple):
     """A row to train on. The first `prompt_length` tokens are the prefix, which its whole group shares."""
     input_ids: list[int]
     loss_mask: list[int]      # 1 on sampled tokens, 0 on the prefix and on observations
-    old_logps: list[float]
-    advantage: float
+    engine_logps: list[float]   # of sampled tokens, by the engine that drew them; elsewhere 0
+    advantage: float          # of all its tokens
     prompt_length: int
+    key_advantage: float = 0.0  # in addition, of the tokens of its first turn
 
 
 Row = list[list[Rollout]]     # parts, each of rollouts with one prefix
-GroupBatch = tuple[dict[str, Any], Tensor, Tensor, Tensor, Tensor]   # a Batch; old_logps, advantages (N,)
+GroupBatch = tuple[dict[str, Any], Tensor, Tensor, Tensor, Tensor]   # a Batch; engine_logps, advantages (N,)
 
 
 def share_prefixes(groups: list[list[Rollout]], budget: int) -> list[Row]:
@@ -130,7 +131,7 @@ def share_prefixes(groups: list[list[Rollout]], budget: int) -> list[Row]:
 
 
 def pack_groups(row: Row, device: torch.device | str) -> GroupBatch:
-    """A row of `share_prefixes` -> inputs, predict, target; old_logps, advantages (N,).
+    """A row of `share_prefixes` -> inputs, predict, target; engine_logps, advantages (N,).
 
     The tokens are [prefix, r_1 … r_G, next prefix …]. A response goes on at its prefix's last position and
     attends to the prefix and itself. Observations stay in it: `target` has only the sampled tokens.
@@ -168,15 +169,22 @@ def pad_rollouts(rollouts: list[Rollout], device: torch.device | str) -> GroupBa
 
 
 def per_token(rollouts: list[Rollout], device: torch.device | str) -> tuple[Tensor, Tensor]:
-    """-> old_logps (N,), advantages (N,) of the sampled tokens, rollout by rollout."""
-    old_logps = []
+    """-> engine_logps (N,), advantages (N,) of the sampled tokens, rollout by rollout.
+
+    advantage 1, key_advantage 0.2, turns of 2 and 1 tokens -> [1.2 1.2 1]
+    """
+    engine_logps = []
     advantages = []
     for rollout in rollouts:
-        for sampled, logp in zip(rollout.loss_mask, rollout.old_logps):
+        prompt = rollout.prompt_length
+        advantage = rollout.advantage + rollout.key_advantage
+        for sampled, logp in zip(rollout.loss_mask[prompt:], rollout.engine_logps[prompt:]):
             if sampled:
-                old_logps.append(logp)
-                advantages.append(rollout.advantage)
-    return torch.tensor(old_logps, device=device), torch.tensor(advantages, device=device)
+                engine_logps.append(logp)
+                advantages.append(advantage)
+            else:                                          # an observation ends the first turn
+                advantage = rollout.advantage
+    return torch.tensor(engine_logps, device=device), torch.tensor(advantages, device=device)
 
 
 def no_rollouts(device: torch.device | str, packed: bool) -> GroupBatch:

@@ -78,6 +78,14 @@ def sum_counts(counts: Counter) -> Counter:
     return total
 
 
+def gather_over_ranks(numbers: list[float]) -> list[float]:
+    """The numbers of all ranks, one rank's after another's."""
+    import torch
+    gathered: list[list[float]] = [[]] * torch.distributed.get_world_size()
+    torch.distributed.all_gather_object(gathered, numbers)
+    return [number for of_rank in gathered for number in of_rank]
+
+
 def most_over_ranks(number: int) -> int:
     """The largest of the ranks' numbers."""
     import torch
@@ -88,11 +96,16 @@ def most_over_ranks(number: int) -> int:
     return int(most)
 
 
+def say(text: str) -> None:
+    """Print a line, only on rank 0."""
+    if rank_and_world()[0] == 0:
+        print(text, flush=True)
+
+
 @functools.cache
 def say_once(text: str) -> None:
     """Print a line, the first time that this process is to, and only on rank 0."""
-    if rank_and_world()[0] == 0:
-        print(text, flush=True)
+    say(text)
 
 
 # ---- players: mps.py and eval.py ----

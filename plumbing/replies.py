@@ -169,6 +169,14 @@ TALK = re.compile(
     re.IGNORECASE)
 
 
+def talk_of(content: str, question: str) -> str | None:
+    """Words of a step that only someone says who has seen the rejected step or the reference answer."""
+    for talk in TALK.finditer(content):
+        if not tokens(talk[0]) <= tokens(question):                       # unless the question itself says so
+            return talk[0]
+    return None
+
+
 def parse_correction(text: str, question: str, answers: str | list[str], before: Messages,
                      last: bool = False) -> str:
     """A corrected step (a first thought if none stands before it), checked for what does not belong in it.
@@ -187,9 +195,9 @@ def parse_correction(text: str, question: str, answers: str | list[str], before:
     thought = re.split("thought>", text, maxsplit=1, flags=re.IGNORECASE)[-1]
     if LABEL.match(thought) and not last:
         raise ValueError('labels such as "Thought:" do not belong in it')
-    for talk in TALK.finditer(content):
-        if not tokens(talk[0]) <= tokens(question):                       # unless the question itself says so
-            raise ValueError(f'who is at this step for the first time would not say "{talk[0]}"')
+    talk = talk_of(content, question)
+    if talk is not None:
+        raise ValueError(f'who is at this step for the first time would not say "{talk}"')
     answer = leaked(content, question, answers, before)
     if answer is not None:
         raise ValueError(f'it states "{answer}", which no observation shows: take the step that finds it')

@@ -198,6 +198,36 @@ def combined_table(all_results: list[Record]) -> str:
 
 # ---- the paper's tables ----
 
+# The paper's method -> what a run of it is called, as baselines/README.md tells.
+NAMES = {
+    "TIR prompting": "tir-prompting",
+    "CoT prompting": "cot-prompting",
+    "Agent prompting": "agent-prompting",
+    "BC": "bc-all",
+    "Initial distillation": "bc",
+    "GRPO": "grpo",
+    "ARPO": "arpo",
+    "SCoRe-SFT": "sft",
+    "SCoRe-RL": "rl",
+    "RL w/o short horizon": "rl-no-horizon",
+    "RL w/o key-step rewards": "rl-no-key",
+    "CoT distillation": "cot",
+    "CoT distillation + RAG": "cot-rag",
+    "Agent distillation": "agent-distillation"}
+
+
+def place_of(stage: str, titles: list[str]) -> int:
+    """Index of the paper's row that a run belongs below, by its name; below all of them where none is meant.
+
+    arpo -> the first row "…, ARPO"; 3b-arpo -> the first "Qwen2.5-3B, ARPO"; dpo, my-arpo -> len(titles)
+    """
+    for at, title in enumerate(titles):
+        model, _, method = title.rpartition(", ")
+        which, is_method, rest = f"-{stage}".rpartition(f"-{NAMES[method]}")
+        if is_method and not rest and which.removeprefix("-").lower() in model.lower():
+            return at
+    return len(titles)
+
 def our_row(results: Record, number: str, names: list[str]) -> list | None:
     """Our row for a table of the paper whose columns are `names`, "Avg." last; None if we have none of them.
 
@@ -221,7 +251,8 @@ def our_row(results: Record, number: str, names: list[str]) -> list | None:
 
 
 def paper_tables(all_results: list[Record], which: str) -> list[str]:
-    """The paper's tables in which we have a benchmark, our rows below. `which`: auto, none, or as 1,3."""
+    """The paper's tables in which we have a benchmark, each row of ours below the paper's for its method, or
+    else below all. `which`: auto, none, or as 1,3."""
     tables = []
     text = PAPER_TABLES.read_text(encoding="utf-8")
     for number, caption, lines in re.findall(r"## Table (\d)(: .*)\n\n((?:\|.*\n?)+)", text):
@@ -229,8 +260,16 @@ def paper_tables(all_results: list[Record], which: str) -> list[str]:
             continue
         cells = [[value.strip() for value in line.strip("|").split("|")] for line in lines.splitlines()]
         head, _, *rows = cells                             # the second line is the rule
-        ours = [our_row(results, number, head[1:]) for results in all_results]
-        ours = [row for row in ours if row is not None]
-        if ours:
-            tables.append(f"Table {number} of the paper{caption}\n\n{markdown(head, rows + ours)}")
+        titles = [row[0] for row in rows]
+        below = defaultdict(list)                          # index of a row of the paper -> our rows below it
+        for results in all_results:
+            ours = our_row(results, number, head[1:])
+            if ours is not None:
+                below[place_of(results["stage"], titles)].append(ours)
+        if below:
+            placed = []
+            for at, row in enumerate(rows):
+                placed += [row, *below[at]]
+            placed += below[len(rows)]
+            tables.append(f"Table {number} of the paper{caption}\n\n{markdown(head, placed)}")
     return tables

@@ -29,6 +29,11 @@ def check_start(args: argparse.Namespace, out_is_file: bool = False) -> None:
         raise InputError(f"--student-url is used only with --engine url, not with --engine {engine}")
     if given.get("teacher_model") and not args.teacher_url:
         raise InputError("--teacher-model needs --teacher-url, the address of the endpoint")
+    if given.get("judge_model") and not args.judge_url:
+        raise InputError("--judge-model needs --judge-url, the address of the endpoint")
+    if given.get("key_credit") == "step" and (args.start_at == "question" or not args.key_step_reward):
+        raise InputError("--key-credit step needs a reward of the key step: no --no-key-step-reward, and "
+                         "another --start-at than question")
     if given.get("offload") and not args.zero:
         raise InputError("--offload needs --zero 1, 2 or 3")
     template = given.get("chat_template")
@@ -164,7 +169,7 @@ MAY_CHANGE = {
     "threads", "sandbox", "preload", "chunk", "rollout_batch", "vllm_memory", "vllm_attention",
     "max_model_len",
     "pack", "row_tokens", "micro_batch", "attention", "offload", "checkpointing",
-    "val", "val_every", "show", "show_every", "save_every", "wandb", "max_logp_gap",
+    "val", "val_every", "show", "show_every", "save_every", "wandb", "max_logp_gap", "max_failed",
     "greedy",                                              # another word for --temperature 0
 }
 PATHS = {"model", "student", "data", "eval_tasks", "chat_template"}        # compared however they are spelled
@@ -234,9 +239,9 @@ def refuse_other_flags(args: argparse.Namespace, results: str, may_change: tuple
 
 def same_value(name: str, before: Any, now: Any, folder: str) -> bool:
     """Whether a flag says the same as before; `folder` is where it was given then."""
-    if name == "teacher_url":                              # where the teacher is may change, but not whether
+    if name in ("teacher_url", "judge_url"):               # where one is may change, but not whether
         return (before is None) == (now is None)
-    if name == "teacher_model" and None in (before, now):  # the one that is served, whichever it is
+    if name in ("teacher_model", "judge_model") and None in (before, now):     # the one that is served
         return True
     if name == "search":
         return same_search(before or "none", now or "none", folder)

@@ -47,9 +47,34 @@ def fault_of_start(record: dict[str, Any]) -> str | None:
     if fault:
         return f"field `messages` {fault}"
     for step in (record.get("chosen"), record.get("rejected"), *(record.get("also_rejected") or [])):
-        if step is not None and not (isinstance(step, dict) and {"content", "observation"} <= set(step)):
+        if step is not None and not is_step(step):
             return "`chosen` and `rejected` must be steps with content and observation, or null"
     return None
+
+
+def fault_of_corrections(record: dict[str, Any]) -> str | None:
+    """What is wrong with a line of mps.jsonl from whose corrections is to be learned; None if all is well."""
+    fault = fault_of_turns(record.get("messages"))
+    if fault:
+        return f"field `messages` {fault}"
+    if not isinstance(record.get("correct"), bool):
+        return "field `correct` must say whether the task was solved"
+    corrections = record.get("corrections")
+    if not isinstance(corrections, list) or not all(isinstance(each, dict) for each in corrections):
+        return "field `corrections` must be a list of objects"
+    for correction in corrections:
+        step = correction.get("step")
+        if not isinstance(step, int) or step not in range(step_of(record["messages"])):
+            return f"field `corrections`: its `step` is {step!r}, which is no step of `messages`"
+        for name in ("chosen", "rejected"):
+            if not is_step(correction.get(name)):
+                return f"field `corrections`: `{name}` must be a step with content and observation"
+    return None
+
+
+def is_step(value: Any) -> bool:
+    """Whether a value of a record is a step: a text, and what was observed."""
+    return isinstance(value, dict) and isinstance(value.get("content"), str) and "observation" in value
 
 
 def prefix(messages: Messages, step: int) -> Messages:

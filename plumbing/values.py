@@ -26,6 +26,7 @@ def whole(least: int) -> Callable[[str], int]:
 
 
 not_negative = checked(float, lambda x: x >= 0, "a number of at least 0")
+from_one = checked(float, lambda x: x >= 1, "a number of at least 1")
 positive = checked(float, lambda x: x > 0, "a number above 0")
 share = checked(float, lambda x: 0 <= x <= 1, "a number from 0 to 1")
 positive_share = checked(float, lambda x: 0 < x <= 1, "a number above 0 and at most 1")

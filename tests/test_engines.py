@@ -268,6 +268,7 @@ def test_vllm_is_told_to_stop_at_stray_tokens(last, stop, checkpoint):
 
     engine = VLLMEngine.__new__(VLLMEngine)
     engine.chat, engine.threads, engine.llm = chat, 2, SimpleNamespace(llm_engine=StandIn())
+    engine.longest = 100
     engine.vllm = SimpleNamespace(
         SamplingParams=lambda **how: how, inputs=SimpleNamespace(tokens_input=list),
         sampling_params=SimpleNamespace(RequestOutputKind=SimpleNamespace(FINAL_ONLY=1)))
@@ -275,6 +276,9 @@ def test_vllm_is_told_to_stop_at_stray_tokens(last, stop, checkpoint):
     engine.play([episode])
     assert set(asked[0]["stop_token_ids"]) == {chat.end} | chat.stray and len(chat.stray) >= 4
     assert episode.stop == stop and episode.messages[-1]["content"] == "<thought>a"
+    engine.longest = len(chat.encode([{"role": "user", "content": "q"}])[0])               # no room for a turn
+    engine.play([episode := env.Episode(dict(question="q"), mock_interpreter())])
+    assert episode.stop == "max_tokens" and len(asked) == 1
 
 
 def test_an_endpoint_gets_contents_without_white_space_at_their_ends(monkeypatch):

@@ -25,6 +25,7 @@ from plumbing.cli import InputError, Parser
 from plumbing.models import load_model, named_on_error
 from plumbing.records import append_jsonl, resume_jsonl
 from plumbing.search import make_search
+from plumbing.starts import Starts
 from test_stages import lines, tasks, write
 
 URL = "--teacher-url http://127.0.0.1:9"
@@ -202,7 +203,11 @@ def test_the_file_that_is_no_command_says_what_it_is():
     ("mps", "--chat-template missing.jinja", "--chat-template missing.jinja: there is no such file"),
     ("eval", "--student-url http://localhost:1", "--student-url is used only with --engine url, not with --engine torch"),
     ("eval", "--teacher-model judge", "--teacher-model needs --teacher-url"),
+    ("eval", "--judge-model j", "--judge-model needs --judge-url"), ("bc", "--judge-model j", "--judge-model needs --judge-url"),
+    ("mps", "--judge-model j", "--judge-model needs --judge-url"), ("grpo_short", "--judge-model j", "--judge-model needs --judge-url"),
     ("sft", "--offload", "--offload needs --zero 1, 2 or 3"),
+    ("grpo_short", "--key-credit step --no-key-step-reward", "--key-credit step needs a reward of the key step"),
+    ("grpo_short", "--key-credit step --start-at question", "and another --start-at than question"),
     ("mps", "--engine vllm", "--engine vllm needs the package vllm, which is not installed: pip install"),
     ("sft", "--wandb p", "--wandb needs the package wandb, which is not installed: pip install wandb"),
     ("bc", "--search http:https://google.serper.dev/search", "SEARCH_API_KEY"),
@@ -253,7 +258,7 @@ def test_what_is_no_checkpoint_is_named(path, words, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("read", [lambda path: sft.load_examples([path], None, 9),
-                                  lambda path: grpo_short.load_starts(path, True)])
+                                  lambda path: Starts(path, "fixed")])
 @pytest.mark.parametrize("text", ["", "\n\n", "{}\n"])
 def test_an_empty_file_is_named(read, text, tmp_path):
     (tmp_path / "empty.jsonl").write_text(text)
@@ -278,7 +283,7 @@ def test_what_an_engine_cannot_train_is_said_first():
 
 
 def test_batches_are_whole(monkeypatch, tmp_path):
-    monkeypatch.setattr(grpo_short, "start_distributed", lambda: (0, 3, torch.device("cpu")))
+    monkeypatch.setattr(grpo_short.ranks, "start_distributed", lambda: (0, 3, torch.device("cpu")))
     monkeypatch.chdir(tmp_path)
     for flags, words in (("--prompts 16 --mini-batch 5", "--prompts 16 is not a multiple of --mini-batch 5"),
                          ("--prompts 16 --mini-batch 4", "--mini-batch 4 is not a multiple of the 3 ranks")):
@@ -333,17 +338,21 @@ def test_a_path_given_in_another_folder_is_the_same(tmp_path, monkeypatch):
     ("sft", "", "--zero 2", "with --zero 0, not with --zero 2"), ("sft", "", "--lora-rank 8", "--lora-rank 8"),
     ("sft", "", "--max-tokens 100 --overlong cut", "--max-tokens 4096, --overlong drop"),
     ("grpo_short", "", "--group 8", "--group 16, not with --group 8"),
-    ("grpo_short", "", "--no-short-horizon", "--short-horizon, not with --no-short-horizon"),
+    ("grpo_short", "", "--start-at question", "--start-at fixed, not with --start-at question"),
     ("grpo_short", "--no-key-step-reward", "", "--no-key-step-reward, not with --key-step-reward"),
     ("grpo_short", "", "--temperature 0.6 --max-steps 4", "--max-steps 8, --temperature 1.0, not with"),
     ("grpo_short", "", "--search local:c.jsonl", "no --search, not with --search local:c.jsonl"),
     ("grpo_short", "--teacher-model a", "--teacher-model b", "--teacher-model a, not with --teacher-model b"),
+    ("grpo_short", "", "--judge-url http://a", "with no --judge-url, not with --judge-url http://a:"),
+    ("grpo_short", "--judge-url http://a", "", "with --judge-url http://a, not with no --judge-url:"),
+    ("grpo_short", "--judge-url http://a --judge-model a", "--judge-url http://b --judge-model b",
+     "o was made with --judge-model a, not with --judge-model b:"),
     ("grpo_short", "--search local:a.jsonl", "--search http:http://h/s", "--search local:a.jsonl, not with")])
 @pytest.mark.parametrize("left", ["a model", "a state"])
 def test_training_goes_on_only_with_the_same_flags(name, before, now, words, left, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     module = importlib.import_module(name)
-    monkeypatch.setattr(module, "start_distributed", lambda: (0, 1, torch.device("cpu")))
+    monkeypatch.setattr(getattr(module, "ranks", module), "start_distributed", lambda: (0, 1, torch.device("cpu")))
     finished(parse(name, before + " --dtype fp32"))
     if left == "a state":
         os.remove("o/config.json")
@@ -356,11 +365,20 @@ def test_training_goes_on_only_with_the_same_flags(name, before, now, words, lef
     assert words in str(refused.value) and (tmp_path / "o" / "args.json").read_bytes() == kept
 
 
+@pytest.mark.parametrize("before, now", [
+    ("--judge-url http://a --judge-model j", "--judge-url http://b --judge-model j"),
+    ("--judge-url http://a --judge-model j", "--judge-url http://b"), ("--judge-url http://a", "--judge-url http://b --judge-model j")])
+def test_a_judge_may_move(before, now, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    finished(parse("grpo_short", before))
+    assert start.finished_before(parse("grpo_short", now))
+
+
 @pytest.mark.parametrize("name", ["sft", "grpo_short"])
 def test_a_finished_run_says_so(name, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     module = importlib.import_module(name)
-    monkeypatch.setattr(module, "start_distributed", lambda: (0, 1, torch.device("cpu")))
+    monkeypatch.setattr(getattr(module, "ranks", module), "start_distributed", lambda: (0, 1, torch.device("cpu")))
     finished(parse(name))
     module.main(parse(name))                               # loads nothing: there is no model m
     assert "o is finished already" in capsys.readouterr().out
@@ -451,7 +469,8 @@ def test_mps_goes_on_only_with_the_same_flags(tmp_path, teacher_url, checkpoint)
     ("--max-steps 4", "--max-steps 8"), ("--sampling-seed 1", "--sampling-seed 0, not with"), ("--prompt cot", "--prompt react"),
     ("--metric rule", "--metric auto"), ("--variant squad", "--variant arpo"), ("--self-consistent 2", "--self-consistent 1"),
     ("--engine vllm", "--engine torch"), ("--search local:c.jsonl", "no --search, not with --search local:c.jsonl"),
-    (URL, "no --teacher-url, not with --teacher-url http")])
+    (URL, "no --teacher-url, not with --teacher-url http"),
+    ("--judge-url http://127.0.0.1:9", "no --judge-url, not with --judge-url http")])
 def test_eval_goes_on_only_with_the_same_flags(flags, words, tmp_path, monkeypatch):
     given = tasks(1)
     write(tmp_path / "t", given)
@@ -539,7 +558,7 @@ STEP = {"content": "a", "observation": "b"}
                                       [{"role": "system", "content": "s"}, *GOOD], [*GOOD[:2], {"role": "user", "content": None}]])
 def test_messages_of_another_form_are_refused(messages, tmp_path):
     path = write(tmp_path / "d.jsonl", [{"id": "a", "question": "Q?", "answer": "1", "messages": messages}])
-    for read in (lambda: sft.load_examples([path], None, 9), lambda: grpo_short.load_starts(path, True)):
+    for read in (lambda: sft.load_examples([path], None, 9), lambda: Starts(path, "fixed")):
         with pytest.raises(InputError, match="d.jsonl, line 1: field `messages` (must be turns of|is missing)"):
             read()
 
@@ -550,9 +569,9 @@ def test_messages_of_another_form_are_refused(messages, tmp_path):
     ({"answer": None}, "field `answer` is missing or empty; --data is the rl.jsonl of mps.py")])
 def test_starts_of_another_form_are_refused(more, words, tmp_path):
     record = {"id": "a", "question": "Q?", "answer": "1", "messages": GOOD[:1], "chosen": STEP, "rejected": STEP}
-    assert grpo_short.load_starts(write(tmp_path / "rl.jsonl", [record | {"rejected": None, "also_rejected": None}]), True)
+    assert Starts(write(tmp_path / "rl.jsonl", [record | {"rejected": None, "also_rejected": None}]), "fixed").records
     with pytest.raises(InputError, match=words):
-        grpo_short.load_starts(write(tmp_path / "rl.jsonl", [record | more]), True)
+        Starts(write(tmp_path / "rl.jsonl", [record | more]), "fixed")
 
 
 def test_a_key_step_without_a_rejected_one_has_a_reward():
@@ -562,7 +581,7 @@ def test_a_key_step_without_a_rejected_one_has_a_reward():
     args = parse("grpo_short")
 
     class Other:
-        same_step = staticmethod(lambda *_: False)
+        same_step = staticmethod(lambda *_, **__: False)
     assert grpo_short.reward(played, Other, args)[0] == 0.1
 
 

@@ -1,8 +1,9 @@
 """GRPO: packed groups against the plain path, the loss against other trainers, a toy that learns."""
+import functools
 import json
+import math
 import random
 from collections import Counter
-from concurrent.futures import ThreadPoolExecutor
 from unittest import mock
 
 import numpy as np
@@ -15,8 +16,10 @@ from plumbing.chat_api import BadReply
 from plumbing.engines import TorchEngine, sample
 from plumbing.models import LogProbs, load_model
 from plumbing.packing import Rollout, pack_groups, pad_rollouts, share_prefixes
-from plumbing.rl_log import count_rollouts, show_rollouts, summary
+from plumbing.rewards import Rewards
+from plumbing.rl_log import Updated, fault_of, rollout_row, show_rollouts, update_row
 from plumbing.search import SearchFailed
+from plumbing.starts import Starts
 from test_sft import FAMILIES, tiny
 
 ARGS = "--model m --data d --out o --teacher-url u".split()
@@ -43,8 +46,8 @@ class OneRank:
     """`update` without DeepSpeed: the policy is the engine, gradients are summed and kept."""
 
     def __init__(self, monkeypatch):
-        monkeypatch.setattr(grpo_short, "sum_over_ranks", lambda *numbers, after=None: list(numbers))
-        monkeypatch.setattr(grpo_short, "most_over_ranks", lambda number: number)
+        monkeypatch.setattr(grpo_short.ranks, "sum_over_ranks", lambda *numbers, after=None: list(numbers))
+        monkeypatch.setattr(grpo_short.ranks, "most_over_ranks", lambda number: number)
         monkeypatch.setattr(grpo_short, "optimizer_step", self.step)
 
     def step(self, engine, micro, loss_of, lr):
@@ -53,11 +56,13 @@ class OneRank:
             loss_of(*batch).backward()
         return 0.0
 
-    def run(self, policy, groups, *flags, reference=None):
+    def run(self, policy, groups, *flags, reference=None, whose="engine"):
         policy.zero_grad()
         args = grpo_short.parse_args(ARGS + list(flags))
-        log, _ = grpo_short.update(policy, groups, reference, args, "cpu")
-        return log, {n: p.grad.clone() for n, p in policy.named_parameters()}
+        micro, tokens = grpo_short.mini_batch(groups, args, "cpu")
+        old = grpo_short.anchor(policy, micro, whose, args.temperature)
+        self.done = grpo_short.update(policy, micro, old, tokens, reference, args)
+        return self.done.sums, {n: p.grad.clone() for n, p in policy.named_parameters()}
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -71,7 +76,7 @@ def test_packed_groups_give_the_loss_and_gradients_of_the_plain_path(family, fla
     packed = trainer.run(policy, GROUPS, *flags, reference=reference)
     assert trainer.passes == {"9999": 1, "150": 5, "1": 11, "0.3": 1}[flags[1]]
     assert packed[0] == pytest.approx(plain[0], rel=1e-6, abs=1e-5) and abs(plain[0]["loss"]) > 0.01
-    assert 0.05 < plain[0]["clip_fraction"] < 0.95 and (reference is None) == (plain[0]["kl"] == 0)
+    assert 0.05 < plain[0]["clip_fraction"] / plain[0]["tokens"] < 0.95 and (reference is None) == (plain[0]["kl"] == 0)
     for name, gradient in plain[1].items():
         torch.testing.assert_close(packed[1][name], gradient, atol=1e-5, rtol=1e-5,
                                    msg=lambda m: f"{name}: {m}")
@@ -229,6 +234,7 @@ class Judge:
         pass
 
     def same_answer(self, question, prediction, answers, **how):
+        how["usage"].update(calls=1, prompt_tokens=9, completion_tokens=4)
         if prediction == "unclear":
             raise BadReply("no verdict")
         return prediction == "yes"
@@ -241,19 +247,70 @@ def finished(stop, prediction=None, lost=False, n=5):
     return e
 
 
-def test_what_failed_is_dropped_and_counted():
+@pytest.fixture
+def alone(monkeypatch):
+    """What is summed over ranks, for one rank without torchrun."""
+    monkeypatch.setattr("plumbing.rl_log.sum_counts", lambda counts: counts)
+    monkeypatch.setattr("plumbing.starts.sum_counts", lambda counts: counts)
+    monkeypatch.setattr("plumbing.rl_log.most_over_ranks", lambda number: number)
+    monkeypatch.setattr("plumbing.rl_log.gather_over_ranks", lambda numbers: numbers)
+
+
+def reward_of(args, judge):
+    return functools.partial(grpo_short.reward, judge=judge, args=args)
+
+
+def test_what_failed_is_dropped_and_counted(alone):
     """A failed search, a dead interpreter, an unusable verdict: no reward of 0, not the end of a run."""
     groups = [[finished("answer", "yes"), finished("failed"), finished("max_steps"),
                finished("answer", "yes", lost=True), finished("answer", "unclear")],
               [finished("failed"), finished("failed")],
               [finished("max_tokens"), finished("answer", "no", n=9)]]
-    with ThreadPoolExecutor(4) as pool:
-        trajectories, trained = grpo_short.score(groups, Judge(), grpo_short.parse_args(ARGS), pool)
+    groups[0][0].programs, groups[0][0].failed_programs, groups[2][0].programs = 3, 1, 2
+    trajectories = Rewards(reward_of(grpo_short.parse_args(ARGS), Judge()), 4).collect(groups)
+    trained = [grpo_short.to_train(*both, "trajectory") for both in zip(groups, trajectories)]
     assert [[round(r.advantage, 3) for r in group] for group in trained] == [[0.707, -0.707], [], [0, 0]]
-    assert count_rollouts(groups, trajectories, trained) == dict(
-        rollouts=9, reward=1.0, reward_correct=1, reward_chosen=0, reward_rejected=0, zero_variance=2, dropped=5,
-        truncated=1, response_tokens=49, entropy=49.0, groups=3)
+    row = rollout_row(groups, trajectories, trained, 1)
+    assert row == pytest.approx(dict(
+        reward=0.25, reward_std=math.sqrt(3) / 4, reward_correct=0.25, reward_chosen=0, reward_rejected=0,
+        zero_variance=2 / 3, judge_calls=3, judge_tokens=12, dropped=5 / 9, start_step=0, skipped=1, turns=0, tool_use=2 / 9, tool_failures=0.2,
+        stop_answer=4 / 9, stop_max_steps=1 / 9, stop_max_tokens=1 / 9, stop_format=0, stop_failed=3 / 9,
+        response_tokens=49 / 9, longest_response=9, step_tokens=49, entropy=1.0))
     assert [t.get("reward") for t in trajectories[0]] == [1.0, None, 0.0, None, None]
+    assert fault_of(row, 0.5) == ("56% of the rollouts were dropped, since search, interpreter or judge failed; "
+                                  "--max-failed 0.5 allows no more")
+    assert fault_of(row, 0.56) is None
+    assert "20% of the programs ended in an error" in fault_of(row | {"dropped": 0}, 0.19)
+
+
+def test_a_reward_is_asked_for_when_its_episode_ends():
+    """One that plays on does not keep the judge from the others; one whose end nobody reported is asked last."""
+    seen = []
+    rewards = Rewards(lambda t: seen.append(t["id"]) or (1.0, {}), 1)
+    start = dict(id="first", question="q", answer="a")
+    done, playing, quiet = [env.Episode({**start, "id": name}, mock.Mock(lost=False), on_end=rewards.ask)
+                            for name in ("done", "playing", "quiet")]
+    done.turn("no code, at step 0")
+    rewards.asked[done].result()
+    assert seen == ["done"] and done.stop == "format"
+    playing.turn("", complete=False)
+    quiet.stop = "max_steps"
+    assert [t["reward"] for t in rewards.collect([[quiet, playing, done]])[0]] == [1.0] * 3
+    assert seen == ["done", "playing", "quiet"] and not rewards.asked
+
+
+def test_an_engine_reports_every_end_once(checkpoint):
+    """Before the others have ended: an episode cut off after 3 tokens is reported while others have 40."""
+    ended = []
+    starts = [dict(id=str(i), question="Cy has 6 pears." + " ?" * i, answer="6") for i in range(6)]
+    episodes = []
+    for i, start in enumerate(starts):
+        episodes += env.make_episodes([start], 1, 2, 3 if i == 0 else 40,
+                                      on_end=lambda e: ended.append((e.task["id"], [x.stop for x in episodes])))
+    TorchEngine(load_model(checkpoint, torch.float32), env.load_chat(checkpoint)).play(episodes, seed=5)
+    assert sorted(name for name, _ in ended) == list("012345") and all(e.stop for e in episodes)
+    first, stops = ended[0]
+    assert stops.count(None) >= 1 and episodes[int(first)].stop == stops[int(first)]
 
 
 def test_a_prefix_whose_search_fails_is_skipped_with_its_reason():
@@ -271,11 +328,125 @@ def test_a_prefix_whose_search_fails_is_skipped_with_its_reason():
 
 
 @pytest.mark.parametrize("live, expected", [([0], 0.5), ([1], 0.25), ([2], 0.125), ([1, 2], 0.25), ([], 0.0)])
-def test_the_gap_is_that_of_the_first_update_with_a_live_group(live, expected, monkeypatch):
-    monkeypatch.setattr("plumbing.rl_log.sum_counts", lambda counts: counts)
-    idle = Counter(trained_tokens=0), None
-    updates = [(Counter(trained_tokens=8, logp_gap=4.0 / 2 ** i), 1.0) if i in live else idle for i in range(3)]
-    assert summary(Counter(rollouts=1), updates)["logp_gap"] == expected
+def test_the_gap_is_that_of_the_first_update_with_a_live_group(live, expected, alone):
+    idle = Updated(Counter(), [], None)
+    updates = [idle] * 3
+    for i in live:
+        gap = 0.5 / 2 ** i
+        updates[i] = Updated(Counter(tokens=4, outside=i, clip_fraction=1, ratio=4.4), [0, 0, gap, 3 * gap], 1.0)
+    row = update_row(updates)
+    assert row["logp_gap"] == expected and row["logp_gap_max"] == 3 * expected
+    assert 2.9 * expected <= row["logp_gap_p99"] <= 3 * expected
+    assert row["outside_first"] == (live[0] / 4 if live else 0) and row["updates"] == len(live)
+    assert row["clip_fraction"] == (0.25 if live else 0) and row["ratio"] == pytest.approx(1.1 if live else 0)
+
+
+# ---- whose log-probs pi_old is ----
+
+def test_the_trainer_as_anchor_has_no_token_outside_the_clip_range(monkeypatch):
+    """The engine's log-probs in GROUPS are far off: clipped with them, weighed (and capped) with the trainer's."""
+    policy, trainer = LogProbs(tiny("qwen3")), OneRank(monkeypatch)
+    by_engine, _ = trainer.run(policy, GROUPS, "--row-tokens", "150")
+    by_trainer, gradients = trainer.run(policy, GROUPS, "--row-tokens", "150", whose="trainer")
+    assert by_engine["outside"] > 0.3 * by_engine["tokens"] and by_trainer["outside"] == 0
+    assert by_trainer["ratio"] == pytest.approx(by_trainer["tokens"], abs=1e-3)
+    assert max(trainer.done.gaps) > 0.2                      # still measured against the engine
+    plain, by_padding = trainer.run(policy, GROUPS, "--no-pack", whose="trainer")
+    assert plain["loss"] == pytest.approx(by_trainer["loss"], abs=1e-5)
+    for name, gradient in by_padding.items():
+        torch.testing.assert_close(gradients[name], gradient, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("cap", [5.0, 2.0, 1.0])
+def test_truncated_importance_weights_by_hand(cap):
+    """Trainer at the policy itself, engine at 4, 1.5 and 0.25 times less: w = min(4, cap), min(1.5, cap), 0.25."""
+    logps = torch.tensor([-1.0, -2.0, -3.0], requires_grad=True)
+    engine = logps.detach() - torch.log(torch.tensor([4.0, 1.5, 0.25]))
+    args = grpo_short.parse_args(ARGS + ["--tis-cap", str(cap)])
+    loss, _ = grpo_short.grpo_loss(logps, logps.detach(), engine, torch.tensor([1.0, -1.0, 2.0]), None, 3, args)
+    weights = [min(w, cap) for w in (4, 1.5, 0.25)]
+    assert loss.item() == pytest.approx(-(weights[0] - weights[1] + 2 * weights[2]) / 3)
+    loss.backward()
+    assert logps.grad.tolist() == pytest.approx([-weights[0] / 3, weights[1] / 3, -2 * weights[2] / 3])
+
+
+# ---- credit for the key step ----
+
+def judged(*rewards, key=1):
+    return [dict(reward=r, reward_correct=r == 1.0, key=key) for r in rewards]
+
+
+def test_credit_of_a_trajectory_is_the_papers():
+    group = judged(1.0, 0.5, 0.1, 0.0)
+    both = grpo_short.credit(group, "trajectory")
+    same(both, (grpo_short.group_advantages(torch.tensor([1.0, 0.5, 0.1, 0.0])), torch.zeros(4)))
+
+
+def test_credit_of_the_step_is_the_outcome_and_the_centred_part_of_the_key_step():
+    outcome, key = grpo_short.credit(judged(1.0, 0.5, 0.1, 0.0), "step")
+    same((outcome, key), (grpo_short.group_advantages(torch.tensor([1.0, 0, 0, 0])),
+                          torch.tensor([0.5, 0.5, 0.1, 0.0]) - 0.275))
+    outcome, key = grpo_short.credit(judged(0.5, 0.1, 0.1), "step")            # no answer is right
+    assert not outcome.any() and key.tolist() == pytest.approx([0.5 - 0.7 / 3, 0.1 - 0.7 / 3, 0.1 - 0.7 / 3])
+    outcome, key = grpo_short.credit(judged(1.0, 0.0, key=None), "step")       # no step to be rewarded
+    assert outcome.any() and not key.any()
+    assert all(len(x) == 0 for x in grpo_short.credit([], "step"))
+
+
+def test_the_key_steps_advantage_stands_on_the_first_turn_only():
+    """Packed and padded: turns of 2 and 1 tokens around an observation."""
+    r = Rollout([1, 2, 3, 4, 5, 6], [0, 0, 1, 1, 0, 1], [0.0] * 6, 1.0, 2, 0.25)
+    for batch in pack_groups([[r]], "cpu"), pad_rollouts([r], "cpu"):
+        assert batch[4].tolist() == [1.25, 1.25, 1.0]
+
+
+def test_a_group_with_credit_for_its_key_step_alone_is_trained_on(alone, monkeypatch):
+    group = [r._replace(advantage=0.0, key_advantage=(-1) ** i * 0.2) for i, r in enumerate(GROUPS[3])]
+    row = rollout_row([], [], [group, [r._replace(key_advantage=0.0) for r in group]], 0)
+    assert row["zero_variance"] == 0.5
+    sums, gradients = OneRank(monkeypatch).run(LogProbs(tiny("qwen3")), [group])
+    assert sums["tokens"] == sum(sum(r.loss_mask) for r in group)
+    assert min(g.abs().max() for g in gradients.values()) > 0
+
+
+# ---- starts ----
+
+def starts_file(tmp_path, *steps):
+    """Records whose error is at these steps."""
+    lines = []
+    for i, k in enumerate(steps):
+        messages = [{"role": "user", "content": f"q{i}"}]
+        for step in range(k):
+            messages += [{"role": "assistant", "content": f"step {step}"}, {"role": "user", "content": "Observation: None"}]
+        chosen = {"content": "c", "observation": "1"} if k else None
+        lines.append(dict(id=str(i), question=f"q{i}", answer="b", messages=messages, chosen=chosen))
+    (tmp_path / "rl.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return str(tmp_path / "rl.jsonl")
+
+
+def played(starts, i, *right):
+    return [{**starts.start(i), "reward": float(r), "reward_correct": r} for r in right]
+
+
+def test_adaptive_starts_move_with_success(tmp_path, alone):
+    starts = Starts(starts_file(tmp_path, 3, 2, 0, 1), "adaptive")
+    assert starts.steps == [3, 2, 0, 1] and [starts.start(i)["key"] for i in range(4)] == [3, 2, None, 1]
+    starts.move([played(starts, 0, True, True), played(starts, 1, False, False), played(starts, 2, True, True),
+                 played(starts, 3, True, False)])
+    assert starts.steps == [2, 2, 0, 1]                      # never past the error, never before the question
+    moved = starts.start(0)
+    assert moved["key"] is None and len(moved["messages"]) == 5       # only the outcome is rewarded there
+    starts.move([played(starts, 0, False, False), [dict(record=3)]])  # a visit of dropped rollouts says nothing
+    assert starts.steps == [3, 2, 0, 1] and starts.start(0)["key"] == 3
+
+
+@pytest.mark.parametrize("how, lengths, keys", [("fixed", [7, 1], [3, None]), ("question", [1, 1], [None, None])])
+def test_other_starts_stay(how, lengths, keys, tmp_path, alone):
+    starts = Starts(starts_file(tmp_path, 3, 0), how)
+    for _ in range(2):
+        assert [len(starts.start(i)["messages"]) for i in range(2)] == lengths
+        assert [starts.start(i)["key"] for i in range(2)] == keys
+        starts.move([played(starts, 0, True, True), played(starts, 1, False, False)])
 
 
 def test_rollouts_are_shown_as_text(tmp_path):
@@ -294,5 +465,5 @@ def test_rewards_of_another_run_are_no_rewards_of_this_one(tmp_path):
     record = dict(id="a", question="q", answer="b", messages=[{"role": "user", "content": "q"}], kind="hard",
                   reward=1.0, reward_model={"style": "rule"})
     (tmp_path / "rl.jsonl").write_text(json.dumps(record) + "\n")
-    start, = grpo_short.load_starts(str(tmp_path / "rl.jsonl"), short_horizon=True)
-    assert set(start) == {"id", "question", "answer", "messages", "kind", "key"}
+    start = Starts(str(tmp_path / "rl.jsonl"), "fixed").start(0)
+    assert set(start) == {"id", "question", "answer", "messages", "kind", "key", "record"}

@@ -9,7 +9,9 @@ from conftest import ROOT
 
 STAGES = ["bc", "mps", "sft", "grpo_short"]
 SCRIPTS = [*STAGES, "env", "judge", "eval"]
-LAYERS = [["sandbox"], ["plumbing"], ["env", "judge"], ["baselines"], [*STAGES, "eval"]]       # the lowest first
+LAYERS = [["sandbox"], ["plumbing"], ["env", "judge"], ["baselines.prompting", "baselines.correctors"],
+          [*STAGES, "eval"],
+          ["baselines"]]                                   # the lowest first; a fork imports what it forks
 LAYER = {room: level for level, rooms in enumerate(LAYERS) for room in rooms}
 
 
@@ -47,12 +49,27 @@ def imports(name):
     return (found & set(MODULES)) - {name}
 
 
+@pytest.mark.parametrize("name", [name for name in sorted(MODULES) if name.startswith("baselines.")
+                                  and name != "baselines.prompting"])
+def test_a_fork_is_short(name):
+    """At most 150 lines, and nowhere more than 15 that stand in a script as they are."""
+    with open(os.path.join(ROOT, MODULES[name]), encoding="utf-8") as file:
+        lines = file.read().splitlines()
+    assert len(lines) <= 150
+    for script in SCRIPTS:
+        with open(os.path.join(ROOT, f"{script}.py"), encoding="utf-8") as file:
+            text = "\n" + file.read()
+        for i in range(len(lines) - 15):
+            copied = "\n" + "\n".join(lines[i:i + 16]) + "\n" in text
+            assert not copied, f"{MODULES[name]}:{i + 1} copies {script}.py"
+
+
 @pytest.mark.parametrize("name", sorted(MODULES))
 def test_no_import_runs_upward(name):
     room = name.split(".")[0]
     for other in imports(name):
         its_room = other.split(".")[0]
-        assert LAYER[its_room] <= LAYER[room], f"{name} imports {other}"
+        assert LAYER.get(other, LAYER[its_room]) <= LAYER.get(name, LAYER[room]), f"{name} imports {other}"
         assert not (name in STAGES and other in STAGES), f"the stage {name} imports the stage {other}"
         if room == "sandbox":
             assert its_room == "sandbox", f"{name} imports {other}"

@@ -1,5 +1,6 @@
 """judge.py: answers, replies, leaks, the client under injected faults, files, commands."""
 
+import importlib
 import json
 import os
 import sys
@@ -409,6 +410,136 @@ def test_same_step_asks_only_where_rules_cannot_decide(fake):
     assert judge.same_step(teacher, QUESTION, LATER, step("x = 1"), step("x = 2")) is True and len(fake.bodies) == 1
     fake.default = '{"equivalent": false}'
     assert judge.same_step(teacher, QUESTION, LATER, step("x = 1"), step("x = 3")) is False
+
+
+# ---------------------------------------------------------------- a judge of its own, and none
+
+@pytest.fixture
+def other():
+    """A second endpoint, for the judge."""
+    server = Fake()
+    server.default = '{"equivalent": true}'
+    yield server
+    server.server.shutdown()
+    server.server.server_close()
+
+
+def given(script, *flags):
+    """The arguments of a script with these flags."""
+    needed = {"bc": "--tasks t --out o", "grpo_short": "--model m --data d --out o", "eval": "run --model m --tasks t --out o"}
+    return importlib.import_module(script).parse_args([*needed[script].split(), *flags])
+
+
+def test_a_judge_of_its_own_gets_what_is_equivalent_and_the_teacher_all_else(fake, other):
+    args = given("bc", "--teacher-url", fake.url, "--judge-url", other.url, "--teacher-max-tokens", "99")
+    teacher = judge.Teacher.from_args(args, judge_temperature=0.9)          # of the teacher's verdicts
+    verdict = '{"correct": false, "first_wrong_step": 1, "analysis": "a"}'
+    correction = step("print(lea * 2)")["content"]
+    fake.script = ["Add, then double.", step("print(1)")["content"], verdict, correction]
+    assert teacher.plan("q") and teacher.step(QUESTION, LATER)
+    assert teacher.verdict(QUESTION, "18", LATER, "17").first_wrong_step == 1
+    assert teacher.correct(QUESTION, "18", LATER, "r", "1", "a", "s") == correction
+    assert [body["temperature"] for body in fake.bodies] == [0.5, 0.7, 0.9, 0.9] and not other.bodies
+    used_by_answer, used_by_step = {}, {}
+    assert judge.check_answer(teacher, "q", "Frank Lowy, businessman", ["Frank Lowy"], usage=used_by_answer) is True
+    other.script = ["I cannot say.", '{"equivalent": false}']
+    assert judge.same_step(teacher, QUESTION, LATER, step("x = 1"), step("x = 2"), usage=used_by_step) is False
+    assert judge.check_answer(teacher, "q", "41", "42") is False            # a rule says so
+    assert judge.same_step(teacher, QUESTION, LATER, step("x=1"), step("x = 1")) is True
+    assert len(fake.bodies) == 4 and [body["temperature"] for body in other.bodies] == [0.1] * 3
+    systems = [body["messages"][0]["content"] for body in other.bodies]
+    assert systems == [judge.SAME_ANSWER_SYSTEM, judge.SAME_STEP_SYSTEM, judge.SAME_STEP_SYSTEM]
+    assert {body["max_tokens"] for body in other.bodies} == {99}
+    assert used_by_answer == {"calls": 1, "prompt_tokens": 7, "completion_tokens": 3}
+    assert used_by_step == {"calls": 2, "prompt_tokens": 14, "completion_tokens": 6}      # asked once more
+    assert (args.teacher_model, args.judge_model) == ("m", "m")             # the ones that are served
+    first, second = teacher.summary().splitlines()
+    assert first.startswith("teacher: 4 calls") and second.startswith("judge: 3 calls") and "1 reasks" in second
+
+
+def test_a_teacher_is_its_own_judge(fake):
+    fake.default = '{"equivalent": true}'
+    usage = {}
+    teacher = judge.Teacher.from_args(given("bc", "--teacher-url", fake.url))
+    asked = judge.Teacher.judge_from_args(given("grpo_short", "--teacher-url", fake.url))
+    for model in (teacher, asked):
+        assert judge.same_step(model, QUESTION, LATER, step("x = 1"), step("x = 2"), usage=usage) is True
+    assert [body["temperature"] for body in fake.bodies] == [0.3, 0.3] and usage["calls"] == 2
+    assert teacher.summary().startswith("teacher: 1 calls") and "\n" not in teacher.summary()
+
+
+def test_who_is_asked_what_is_equivalent(fake, other):
+    """eval.py and grpo_short.py ask for nothing else: with a judge the teacher need not even be there."""
+    args = given("eval", "--judge-url", other.url)
+    assert judge.Teacher.judge_from_args(args).url == other.url and (args.teacher_model, args.judge_model) == (None, "m")
+    both = given("grpo_short", "--judge-url", other.url, "--teacher-url", "http://127.0.0.1:9")
+    assert judge.Teacher.judge_from_args(both).same_answer("q", "a", "b") is True and other.bodies[0]["temperature"] == 0.1
+    assert judge.Teacher.judge_from_args(given("eval", "--teacher-url", fake.url)).url == fake.url
+    assert judge.Teacher.judge_from_args(given("eval")) is None
+
+
+def test_without_anybody_to_ask_what_rules_leave_open_stays_undecided():
+    usage = {}
+    left_open = ("q", "Frank Lowy, businessman", ["Frank Lowy"])
+    assert judge.check_answer(None, *left_open, usage=usage) is None and judge.correct_answer(None, *left_open) is False
+    assert judge.check_answer(None, "q", "42.0", "42") is True and judge.check_answer(None, "q", "41", "42") is False
+    assert judge.check_answer(None, "q", None, "42") is False               # no answer is no open question
+    assert judge.same_step(None, QUESTION, LATER, step("x = 1"), step("x = 2"), usage=usage) is None
+    assert judge.same_step(None, QUESTION, LATER, step("x=1 # one"), step("x = 1")) is True
+    assert judge.same_step(None, QUESTION, LATER, step("print(2)", "2"), step("print(1 + 1)", "2")) is True
+    assert usage == {}
+
+
+def test_a_judge_that_is_not_there_or_serves_other_models(fake):
+    for script, make in (("bc", judge.Teacher.from_args), ("eval", judge.Teacher.judge_from_args)):
+        with pytest.raises(TeacherDown, match="no model answers at http://127.0.0.1:9/v1/models"):
+            make(given(script, "--teacher-url", fake.url, "--judge-url", "http://127.0.0.1:9"))
+        with pytest.raises(TeacherDown, match="does not list the model other, but m"):
+            make(given(script, "--teacher-url", fake.url, "--judge-url", fake.url, "--judge-model", "other"))
+
+
+def test_what_a_judge_says_wrong_is_called_the_judges(other, monkeypatch):
+    from plumbing import chat_api
+    args = given("eval", "--judge-url", other.url)
+    asked = judge.Teacher.judge_from_args(args)
+    other.default = "I cannot say."
+    with pytest.raises(BadReply, match="^the judge's reply stayed unusable"):
+        judge.same_step(asked, QUESTION, LATER, step("x = 1"), step("x = 2"))
+    monkeypatch.setattr(chat_api, "served_models", lambda url, headers: None)
+    with pytest.raises(TeacherDown, match="lists no model: name one with --judge-model"):
+        judge.Teacher.judge_from_args(given("eval", "--judge-url", other.url))
+
+
+@pytest.mark.parametrize("keys, teachers, judges", [
+    ({"TEACHER_API_KEY": "t"}, "Bearer t", "Bearer t"), ({"OPENAI_API_KEY": "o"}, "Bearer o", "Bearer o"),
+    ({"TEACHER_API_KEY": "t", "OPENAI_API_KEY": "o", "JUDGE_API_KEY": "j"}, "Bearer t", "Bearer j"),
+    ({"JUDGE_API_KEY": "j"}, None, "Bearer j"), ({}, None, None)])
+def test_keys_of_teacher_and_judge(keys, teachers, judges, fake, other, monkeypatch):
+    for name in ("TEACHER_API_KEY", "OPENAI_API_KEY", "JUDGE_API_KEY"):
+        monkeypatch.delenv(name, raising=False)
+    for name, key in keys.items():
+        monkeypatch.setenv(name, key)
+    teacher = judge.Teacher.from_args(given("bc", "--teacher-url", fake.url, "--judge-url", other.url))
+    assert teacher.plan("q") == "ok" and teacher.same_answer("q", "a", "b") is True
+    assert [s.headers[0].get("Authorization") for s in (fake, other)] == [teachers, judges]
+
+
+def test_the_cache_keeps_the_replies_of_the_judge_too(fake, other, tmp_path):
+    flags = ["--teacher-url", fake.url, "--judge-url", other.url, "--teacher-cache", str(tmp_path / "cache.sqlite")]
+    for _ in range(2):                                     # the second is a restarted run
+        teacher = judge.Teacher.from_args(given("bc", *flags))
+        usage = {}
+        assert teacher.plan("q") == "ok" and teacher.same_answer("q", "a", "b", usage=usage) is True
+        assert len(fake.bodies) == len(other.bodies) == usage["calls"] == 1
+    assert teacher.judge.counts["cached"] == teacher.counts["cached"] == 1
+    itself = judge.Teacher.from_args(given("bc", "--teacher-url", other.url, *flags[4:]))       # at another temperature
+    assert itself.same_answer("q", "a", "b") is True and [body["temperature"] for body in other.bodies] == [0.1, 0.3]
+
+
+def test_audit_has_no_judge(capsys):
+    with pytest.raises(SystemExit):
+        judge.parse_args("audit --data d --teacher-url u --judge-url v".split())
+    assert "unrecognized arguments: --judge-url v" in capsys.readouterr().err
 
 
 def test_many_threads_under_faults(fake):
@@ -827,6 +958,10 @@ def test_a_student_behind_an_endpoint_may_be_silent(fake):
         URLEngine(fake.url, "m").play([talk := Talk()])
     fake.script, talk.calls = [(400, b"maximum context length")], 1
     URLEngine(fake.url, "m").play([talk])
+    assert talk.ended == ("", False)
+    fake.script, talk = [(400, b"maximum context length")], Talk()
+    talk.messages = talk.messages + [{"role": "assistant", "content": "a"}, {"role": "user", "content": "b"}]
+    URLEngine(fake.url, "m").play([talk])                  # a corrected step was too much, or a verdict
     assert talk.ended == ("", False)
     for reply, ended in ((completion(None, "length"), ("", False)), (completion([{"type": "text", "text": "a"}]), ("a", True))):
         fake.script, talk = [reply], Talk()

@@ -155,8 +155,10 @@ def test_loss_by_hand():
     losses, _ = grpo_short.policy_loss(*sampled, clip=0.2)
     assert losses.tolist() == pytest.approx([-2, -2.4, -1, 1, 9], abs=1e-6)
     args = grpo_short.parse_args("--model m --data d --out o --teacher-url u".split())
-    loss, log = grpo_short.grpo_loss(*sampled, reference_logps=None, tokens=10, args=args)
-    assert loss.item() == pytest.approx((-2 - 2.4 - 1 + 1 + 3) / 10) and log["clip_fraction"] == pytest.approx(1 / 10)
+    loss, log = grpo_short.grpo_loss(*sampled[:2], *sampled[1:], reference_logps=None, tokens=10, args=args)
+    assert loss.item() == pytest.approx((-2 - 2.4 - 1 + 1 + 3) / 10) and log["clip_fraction"] == pytest.approx(1)
+    assert log["outside"] == pytest.approx(3) and log["ratio"] == pytest.approx(1 + 1.5 + 0.5 + 1 + 9) and log["tokens"] == 5
+    assert log["kl_old"] == pytest.approx(sum(r - 1 - math.log(r) for r in (1, 1.5, 0.5, 1, 9)), abs=1e-5)
 
 
 def test_gradient_of_the_loss_is_zero_where_it_is_clipped():
@@ -196,7 +198,7 @@ def trajectory(step, stop="answer", prediction="9", key=1):
 
 class Equal:
     """A judge that calls no step the same."""
-    def same_step(self, question, before, a, b):
+    def same_step(self, question, before, a, b, **_):
         return False
 
     def count(self, *_):
@@ -221,6 +223,11 @@ def test_reward_of_a_rollout():
     assert value(chosen, "--key-step-not-answer") == 0.0          # here the key step is the last one
     assert value({**chosen, "key": None}) == 0.0                  # a start without a key step: 1 or 0
     assert grpo_short.reward(chosen, Equal(), plain)[1] == dict(correct=False, chosen=True, rejected=False)
+    without_judge = lambda t: grpo_short.reward(t, None, plain)
+    assert without_judge(chosen) == (0.5, dict(correct=False, chosen=True, rejected=False, undecided=False))
+    assert without_judge(wrong)[0] == 0.0 and without_judge(other)[1]["undecided"]
+    open_answer = {**chosen, "prediction": "six pears", "answer": "half a dozen of them"}
+    assert without_judge(open_answer) == (0.5, dict(correct=False, chosen=True, rejected=False, undecided=True))
     # a right answer counts whatever its key step; the chosen step counts if it equals a rejected one as well
     assert value({**wrong, "prediction": "6"}) == value({**chosen, "prediction": "6"}) == 1.0
     assert value({**chosen, "rejected": chosen["chosen"]}) == 0.5

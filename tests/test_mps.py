@@ -93,6 +93,18 @@ def test_a_correction_that_stays_unusable_keeps_the_whole_failed_run(teacher_url
     assert record["stop"] == "answer" and record["prediction"] == "0" and len(record["messages"]) == 6
 
 
+def test_what_a_judge_of_its_own_costs_is_recorded_apart(teacher_url):
+    vague = "<thought>I guess.</thought><code>final_answer_print('a handful, or so')</code>"
+    one, two = (play([CHAIN], Scripted(lambda task, step, messages: vague if step == 1 else None), options(teacher_url, *flags))
+                for flags in ([], ["--judge-url", teacher_url]))
+    together, apart = one[CHAIN["id"]], two[CHAIN["id"]]
+    assert together | {"usage": {}} == apart | {"usage": {}} and together["outcome"] == "corrected"
+    assert not any(name.startswith("judge") for name in together["usage"]) and apart["usage"]["judge_calls"] >= 1
+    for name in ("calls", "prompt_tokens", "completion_tokens"):
+        both = apart["usage"][f"teacher_{name}"] + apart["usage"][f"judge_{name}"]
+        assert together["usage"][f"teacher_{name}"] == both and apart["usage"][f"judge_{name}"] > 0
+
+
 def test_a_dead_teacher_ends_the_run(teacher_url):
     args = options(teacher_url, "--retries", 1)
     teacher = judge.Teacher("http://127.0.0.1:9", "m", retries=1, backoff=0.01)

@@ -1,6 +1,7 @@
 """The stages as a user runs them: corrections and rewinding, kills and resumes, ranks, bad input."""
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -10,11 +11,13 @@ import pytest
 import torch
 
 import env
+import grpo_short
 import judge
 import mps
 import teacher as demo_teacher
 import world
 from conftest import ROOT, script
+from plumbing import rl_log
 from plumbing.search import make_search
 from plumbing.trajectory import step_of
 
@@ -259,7 +262,7 @@ def grpo_records(n=6):
 def grpo_flags(checkpoint, data, out, teacher_url, *more):
     return ["--model", checkpoint, "--data", data, "--out", out, "--teacher-url", teacher_url,
             "--dtype", "fp32", "--prompts", 4, "--mini-batch", 2, "--group", 6, "--steps", 3, "--lr", "1e-3",
-            "--max-tokens", 60, "--micro-batch", 4, *more]
+            "--max-tokens", 60, "--micro-batch", 4, "--start-at", "adaptive", *more]
 
 
 @pytest.fixture(scope="module")
@@ -273,14 +276,14 @@ def grpo_run(tmp_path_factory, trained_student, teacher_url):
     return folder, student, lines(folder / "one" / "metrics.jsonl")
 
 
-KEYS = ("reward", "reward_correct", "reward_chosen", "zero_variance", "response_tokens", "entropy", "loss",
-        "grad_norm")
+KEYS = ("reward", "reward_std", "reward_correct", "reward_chosen", "zero_variance", "start_step", "response_tokens",
+        "longest_response", "generated_tokens", "turns", "tool_failures", "entropy", "loss", "grad_norm")
 
 
 def test_grpo_logs_what_it_did(grpo_run):
     folder, student, rows = grpo_run
     assert [r["step"] for r in rows] == [1, 2, 3] and any(r["updates"] for r in rows)
-    assert all(r["logp_gap"] < 1e-4 for r in rows)  # engine and trainer agree
+    assert all(r["logp_gap_max"] < 1e-4 and r["outside_first"] == 0 for r in rows)      # engine and trainer agree
     assert all(0 < r["entropy"] < 6 for r in rows)  # nats a token; a uniform policy has more
     assert ["eval_accuracy" in r for r in rows] == [False, True, True]
     assert (folder / "one" / "best" / "config.json").exists() and (folder / "one" / "config.json").exists()
@@ -289,6 +292,35 @@ def test_grpo_logs_what_it_did(grpo_run):
     assert (shown[0]["messages"][:3] == grpo_records()[0]["messages"][:3]
             or shown[0]["id"] in {r["id"] for r in grpo_records()})
     assert {"reward", "reward_correct", "reward_chosen", "reward_rejected"} <= set(shown[0])
+
+
+def test_the_glossary_names_what_is_logged(grpo_run):
+    """Each name of a row of metrics is explained once, and no other; so is each flag that the text names."""
+    _, _, rows = grpo_run
+    text = rl_log.__doc__.split("\n\n")[1]
+    names = re.findall(r"(?m)^  ((?:\w+, )*\w+)(?:$|  )", text)
+    explained = [name for line in names for name in line.split(", ")]
+    assert len(set(explained)) == len(explained) > 40
+    assert set(explained) - {"gpu_memory", "reward_undecided"} == {name for row in rows for name in row} - {"step"}
+    said = script("grpo_short.py", "--help").stdout
+    flags = set(re.findall(r"(?m)^  (--[a-z-]+)", said))
+    assert rl_log.__doc__.strip() in said and set(re.findall(r"--[a-z-]+[a-z]", rl_log.__doc__)) <= flags
+    assert set(re.findall(r"--[a-z-]+[a-z](?!_)", grpo_short.__doc__)) - {"--help"} <= flags
+    assert sum(row["step_tokens"] for row in rows) == rows[-1]["generated_tokens"]
+    assert rows[0]["start_step"] == 1 and 0 <= rows[-1]["start_step"] < 1          # some starts have moved
+
+
+@pytest.mark.slow
+def test_failing_programs_stop_the_run_before_it_learns_from_them(grpo_run, tmp_path, teacher_url):
+    folder, student, rows = grpo_run
+    assert rows[0]["tool_failures"] > 0
+    flags = grpo_flags(student, folder / "rl.jsonl", tmp_path / "out", teacher_url)
+    message = complaint("grpo_short.py", *flags, "--max-failed", 0)
+    assert "step 1: " in message and "of the programs ended in an error; --max-failed 0.0 allows no more" in message
+    assert (tmp_path / "out" / "state" / "latest").exists() and not lines(tmp_path / "out" / "metrics.jsonl")
+    script("grpo_short.py", *flags, "--max-failed", 1)
+    for a, b in zip(rows, lines(tmp_path / "out" / "metrics.jsonl"), strict=True):
+        assert [b[k] for k in KEYS] == pytest.approx([a[k] for k in KEYS], abs=1e-5)
 
 
 @pytest.mark.slow
@@ -305,7 +337,8 @@ def test_grpo_resumes_to_the_exact_step(grpo_run, tmp_path, teacher_url):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("flags", [("--zero", 0), ("--zero", 2), ("--zero", 3, "--no-pack")], ids=str)
+@pytest.mark.parametrize("flags", [("--zero", 0), ("--zero", 2, "--max-generated-tokens", 1),
+                                   ("--zero", 3, "--no-pack")], ids=str)
 def test_grpo_on_two_ranks_makes_the_updates_of_one(flags, grpo_run, tmp_path, teacher_url):
     folder, student, rows = grpo_run
     script("grpo_short.py", *grpo_flags(student, folder / "rl.jsonl", tmp_path / "out", teacher_url, *flags),
@@ -313,7 +346,8 @@ def test_grpo_on_two_ranks_makes_the_updates_of_one(flags, grpo_run, tmp_path, t
     found = lines(tmp_path / "out" / "metrics.jsonl")
     assert [found[0][k] for k in KEYS] == pytest.approx([rows[0][k] for k in KEYS], abs=1e-4)
     assert found[0]["updates"] == 2 and found[0]["grad_norm"] > 1e-2
-    assert len(found) == 3 and all(r["logp_gap"] < 1e-4 for r in found)      # after each sync as well
+    assert len(found) == (1 if "--max-generated-tokens" in flags else 3)
+    assert all(r["logp_gap"] < 1e-4 and r["outside_first"] == 0 for r in found)         # after each sync as well
     assert (tmp_path / "out" / "model.safetensors").exists()
 
 

@@ -11,10 +11,10 @@ import pytest
 from conftest import ROOT
 
 sys.path.insert(0, ROOT)
-import grpo_short  # noqa: E402
 import sft  # noqa: E402
 from plumbing.benchmarks import benchmark_of, gaia_level  # noqa: E402
 from plumbing.cli import InputError  # noqa: E402
+from plumbing.starts import Starts  # noqa: E402
 from plumbing.tasks import read_records, read_tasks  # noqa: E402
 
 
@@ -348,7 +348,7 @@ def test_released_rl_data(form, tmp_path):
     assert key["messages"] == prefix and key["answer"] == "\\boxed{4}" and key["kind"] == "key_step"
     assert start["chosen"] is None and start["rejected"] is None and start["messages"] == prefix[:1]
     path = written(tmp_path, "rl.jsonl", done.stdout)
-    assert [s["key"] for s in grpo_short.load_starts(path, True)] == [2, None]
+    assert [Starts(path, "fixed").start(i)["key"] for i in range(2)] == [2, None]
 
 
 def test_released_rl_data_without_key_steps(tmp_path):
