@@ -111,6 +111,8 @@ def full_weights(trainer: Any) -> Iterator[tuple[str, Tensor]]:
     if model.config.tie_word_embeddings:
         parameters["lm_head.weight"] = model.get_input_embeddings().weight
     sharded = trainer.zero_optimization_stage() == 3
+    if sharded:                                            # what a forward pass prefetched cannot be gathered
+        trainer.empty_partition_cache()
     for name, p in parameters.items():
         if ".lora_" in name:
             continue
