@@ -1,7 +1,7 @@
 """Cost of a GRPO update: packed groups beside padded rollouts and TRL's GRPOTrainer, in one run, same model.
 
     python bench/grpo.py                     # about half an hour on two cores
-    python bench/grpo.py --only updates      # one of: updates, step, table
+    python bench/grpo.py --only updates      # one of: updates, step, judge, table
     python bench/grpo.py --trl-python ../venv-trl/bin/python       # an interpreter that has trl
     python bench/grpo.py --out grpo.json     # the figures also as JSON
 
@@ -30,7 +30,7 @@ TABLE = [(512, 128, G) for G in (1, 4, 16, 64)] + [(P, 128, 16) for P in (1, 128
 
 def parse_args():
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    p.add_argument("--only", choices=["updates", "step", "table"], help="a part of it (default: all)")
+    p.add_argument("--only", choices=["updates", "step", "judge", "table"], help="a part of it (default: all)")
     p.add_argument("--trl-python", default=sys.executable, help="a Python that has trl (default: this one)")
     p.add_argument("--repeats", type=int, default=1, help="updates per process; the cheapest counts (default 1)")
     p.add_argument("--threads", type=int, default=2, help="of every process (default 2)")
@@ -184,6 +184,34 @@ def our_step(P, R, G, vocabulary, repeats, *flags):
     return {**measure(lambda: step(P, R, G), lambda: step(32, 8, 2), repeats), **phases}
 
 
+def judged_step(P, R, G, vocabulary, repeats, latency=2.0, early=True):
+    """Seconds of G rollouts of 1 to R tokens, and of their rewards by a judge of so many seconds, 64 at once;
+    early: each asked for when its episode ends, as grpo_short.py does, else when all have ended."""
+    from env import Chat, make_episodes
+    from plumbing.engines import TorchEngine
+    from plumbing.rewards import Rewards
+    trainer, tokenizer, _, _ = our_trainer(vocabulary)
+    engine = TorchEngine(trainer.module.model, Chat(tokenizer))
+
+    def judge(trajectory):
+        time.sleep(latency)
+        return 1.0, {}
+
+    def step(P, R, G):
+        rewards, episodes = Rewards(judge, 64), []
+        for i in range(G):
+            start = dict(id=str(i), question=question(tokenizer, P), answer="1", key=None)
+            episodes += make_episodes([start], 1, 8, R * (i + 1) // G, on_end=rewards.ask if early else None)
+        begin = time.perf_counter()
+        engine.play(episodes)
+        played = time.perf_counter() - begin
+        rewards.collect([episodes])
+        return played, time.perf_counter() - begin
+    step(32, 8, 2)
+    played, whole = step(P, R, G)
+    return dict(cpu=0.0, generation=played, seconds=whole, ratio=whole / played)
+
+
 def trl_step(P, R, G, vocabulary, repeats):
     """The second step of `train()`, between two calls of a callback; the first is the warm-up."""
     import transformers
@@ -210,7 +238,8 @@ def trl_step(P, R, G, vocabulary, repeats):
 
 
 ARMS = {"packed": ours, "anchored": lambda *a: ours(*a, whose="trainer"), "padded": lambda *a: ours(*a, "--no-pack"), "trl": trl_update,
-        "step packed": our_step, "step padded": lambda *a: our_step(*a, "--no-pack"), "step trl": trl_step}
+        "step packed": our_step, "step padded": lambda *a: our_step(*a, "--no-pack"), "step trl": trl_step,
+        "judge meanwhile": judged_step, "judge afterwards": lambda *a: judged_step(*a, early=False)}
 
 
 # ---- all of them ----
@@ -253,6 +282,14 @@ def main(args):
     if args.only in (None, "step"):
         compare("A whole step, rollout, reward and update, P 512, R 128, G 16, vocabulary 32768",
                 ["step packed", "step padded", "step trl"], 512, 128, 16, 32768)
+    if args.only in (None, "judge"):
+        print("\n256 rollouts of 1 to 430 tokens, each judged in 2 s\n| rewards are asked for | rollouts, seconds "
+              "| with rewards | ratio |\n|---|---:|---:|---:|")
+        for arm in ("judge meanwhile", "judge afterwards"):
+            row = run(arm, 64, 430, 256, 4096, args)
+            rows.append(row)
+            print(f"| {arm.split()[1]} | {row['generation']:.1f} | {row['seconds']:.1f} | {row['ratio']:.2f} |",
+                  flush=True)
     if args.only in (None, "table"):
         print("\nCPU-seconds of an update, R 128, vocabulary 4096\n| P | G | P + G R | packed | per 1000 "
               "| G (P + R) | padded | per 1000 |\n|---:|---:|---:|---:|---:|---:|---:|---:|")

@@ -254,15 +254,16 @@ class TokenLogProbs(torch.autograd.Function):
     LOGITS = 1 << 27                                                       # in a chunk: 512 MiB of fp32
 
     @staticmethod
-    def chunk(hidden: Tensor, weight: Tensor, target: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
-        """-> logps (n,), probs (n, V), computed in one buffer."""
+    def chunk(hidden: Tensor, weight: Tensor, target: Tensor,
+              temperature: float) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+        """-> logps (n,), and the probabilities as their numerators (n, V), in one buffer, and sums (n,)."""
         logits = (hidden @ weight.T).float()                               # (n, V)
         if temperature != 1:
             logits /= temperature
         logits -= logits.amax(-1, keepdim=True)
         chosen = logits.gather(1, target[:, None])[:, 0]
         total = logits.exp_().sum(-1)
-        return chosen - total.log(), logits.div_(total[:, None])
+        return chosen - total.log(), (logits, total)
 
     @staticmethod
     def forward(ctx: Any, hidden: Tensor, weight: Tensor, target: Tensor, temperature: float) -> Tensor:
@@ -287,9 +288,10 @@ class TokenLogProbs(torch.autograd.Function):
             ctx.probs = None
             if probs is None:
                 _, probs = TokenLogProbs.chunk(hidden[at], weight, target[at], ctx.temperature)
+            exps, total = probs
             g = grad[at, None].float() / ctx.temperature       # d logp / d logits = one-hot - probs
-            to_logits = probs.mul_(-g).scatter_add_(1, target[at, None], g).to(weight.dtype)
-            del probs
+            to_logits = exps.mul_(-g / total[:, None]).scatter_add_(1, target[at, None], g).to(weight.dtype)
+            del probs, exps
             torch.mm(to_logits, weight, out=to_hidden[at])
             if ctx.needs_input_grad[1]:
                 if to_weight is None:
