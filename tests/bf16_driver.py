@@ -1,8 +1,5 @@
 """Under torchrun: sft.py and grpo_short.py in bf16 in every ZeRO stage, one process start for all of them.
 
-Parameters of the student stand to DeepSpeed's limits as those of a 7B model do: ZeRO-3, which leaves those of
-fewer than 100,000 elements whole, shards them all, and the largest do not fit into a bucket.
-
   torchrun --nproc_per_node 2 tests/bf16_driver.py MODEL TRAJECTORIES RECORDS OUT TEACHER_URL
 """
 import os
@@ -11,32 +8,16 @@ import sys
 os.environ.update(DS_ACCELERATOR="cpu", HF_HUB_OFFLINE="1")
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
-import deepspeed  # noqa: E402
 import torch  # noqa: E402
 
 import grpo_short  # noqa: E402
 import sft  # noqa: E402
-from plumbing import trainer as making  # noqa: E402
+import sharding  # noqa: E402, F401
 from plumbing.packing import pack_examples  # noqa: E402
 from plumbing.trainer import make_trainer, optimizer_step  # noqa: E402
 
 MODEL, TRAJECTORIES, RECORDS, OUT, TEACHER_URL = sys.argv[1:]
 MANY = 300                                     # micro-batches: in bf16 a sum of equal parts stands still at 256
-
-initialize = deepspeed.initialize
-making.BUCKET = 3000
-
-
-def sharding(model: torch.nn.Module, config: dict, **more: object) -> tuple:
-    config["zero_optimization"]["stage3_param_persistence_threshold"] = 0
-    made = initialize(model=model, config=config, **more)
-    if config["zero_optimization"]["stage"] == 3:
-        assert not any(p.ds_persist for p in model.parameters())
-        assert max(p.ds_numel for p in model.parameters()) > making.BUCKET
-    return made
-
-
-deepspeed.initialize = sharding
 
 
 def gradient_of_many(zero: int) -> tuple[float, float]:

@@ -7,13 +7,15 @@ import sys
 from collections.abc import Iterable, Iterator
 
 os.environ.update(DS_ACCELERATOR="cpu", HF_HUB_OFFLINE="1")
-sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__)))))
+HERE = os.path.dirname(os.path.abspath(__file__))
+sys.path[:0] = [os.path.dirname(os.path.dirname(HERE)), os.path.dirname(HERE)]
 
 import torch  # noqa: E402
 import transformers  # noqa: E402
 from torch import Tensor  # noqa: E402
 
 import grpo_short  # noqa: E402
+import sharding  # noqa: E402, F401
 from plumbing import engines  # noqa: E402
 from plumbing.cli import InputError  # noqa: E402
 
@@ -66,7 +68,8 @@ def run(out: str, *more: str) -> None:
     grpo_short.main(grpo_short.parse_args([
         "--model", MODEL, "--data", RECORDS, "--out", out, "--teacher-url", TEACHER_URL,
         "--engine", "vllm", "--dtype", "fp32", "--prompts", "4", "--mini-batch", "2", "--group", "6",
-        "--steps", "2", "--lr", "1e-3", "--max-tokens", "60", "--max-logp-gap", "1e-4", *more]))
+        "--steps", "2", "--lr", "1e-3", "--max-tokens", "60", "--max-logp-gap", "1e-4",
+        "--max-failed", "1", *more]))
 
 
 model = transformers.AutoModelForCausalLM.from_pretrained(MODEL, dtype=torch.float32)
