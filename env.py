@@ -153,10 +153,12 @@ PLAYED = ("messages", "prediction", "correct", "stop", "usage")          # field
 class Episode:
     """One rollout: the messages, the interpreter behind them and, for engines of tokens, ids and logps."""
 
+    is_question = True                              # its first message is: an endpoint has to take that
+
     def __init__(self, start: Record, interpreter: Interpreter, *, max_steps: int = 8, max_tokens: int = 4096,
                  copy: int = 0, on_end: "Callable[[Episode], None] | None" = None) -> None:
         """start: a task, or a record whose `messages` end before a step; the interpreter is in that state.
-        on_end: called with the episode when it has ended, from the thread that ran its last turn.
+        on_end: called with the episode when a turn of tokens has ended it, from the thread that ran its code.
         """
         self.task = {name: value for name, value in start.items() if name not in PLAYED}
         self.messages: Messages = list(start.get("messages") or [])
@@ -192,8 +194,11 @@ class Episode:
         self.logps = [0.0] * self.prompt_length
 
     def sampling_seed(self, seed: int) -> int:
-        """Seed of what is sampled next: by seed, copy and messages, not by batch, ranks or restarts."""
-        start = f"{seed} {self.copy} {self.task.get('id')} {self.messages}"
+        """Seed of what is sampled next: by seed, copy and messages, not by batch, ranks or restarts.
+
+        A task's `place` sets apart starts that are alike (plumbing/starts.py).
+        """
+        start = f"{seed} {self.copy} {self.task.get('id')} {self.task.get('place')} {self.messages}"
         return zlib.crc32(start.encode(errors="replace")) >> 1
 
     @property
@@ -210,17 +215,6 @@ class Episode:
 
         complete: False for a turn that was cut off at the limit of tokens.
         """
-        seen = self.take(content, complete)
-        self.report_end()
-        return seen
-
-    def report_end(self) -> None:
-        """Call `on_end` if the episode has ended."""
-        if self.stop is not None and self.on_end is not None:
-            self.on_end(self)
-
-    def take(self, content: str, complete: bool) -> str | None:
-        """`turn`, before the end is reported."""
         step = step_of(self.messages)
         self.messages.append({"role": "assistant", "content": content})
         self.calls += 1
@@ -260,14 +254,17 @@ class Episode:
         self.loss_mask += [1] * len(ids)
         self.logps += logps
         content = ids[:-1] if complete or strays else ids
-        seen = self.take(chat.tokenizer.decode(content), complete)
+        seen = self.turn(chat.tokenizer.decode(content), complete)
         if strays:
             self.stop = "format"
-        between = [] if self.stop else chat.ids(chat.observation(seen))
-        if self.stop is None and len(between) >= self.tokens_left:
+            seen = None
+        between = chat.ids(chat.observation(seen)) if seen is not None else []
+        if len(between) >= self.tokens_left and seen is not None:
             self.stop = "max_tokens"
-        if self.stop is not None:
-            self.report_end()
+            seen = None
+        if seen is None:
+            if self.on_end is not None:
+                self.on_end(self)
             return None
         self.ids += between
         self.loss_mask += [0] * len(between)

@@ -249,9 +249,10 @@ def share_solved(engine: Engine, tasks: list[Record], search: Search | None,
     mine = part_of_rank(tasks, *rank_and_world())
     played = env.rollout(engine, mine, max_steps=args.max_steps, max_tokens=args.max_tokens, search=search,
                          temperature=0)
+    played = [t for t in played if t["stop"] != "failed"]  # a search that failed says nothing of the policy
     right = sum(judge.correct_answer(None, t["question"], t["prediction"], t["answer"]) for t in played)
     solved, tried = sum_over_ranks(right, len(played), after="its held-out tasks")
-    return solved / tried
+    return solved / max(1, tried)
 
 
 def run(args: argparse.Namespace, engine: Engine | None = None) -> None:

@@ -71,7 +71,7 @@ def reward(trajectory: Record, judge: Teacher | None,
     BadReply if the judge's reply stays unusable; the rollout is then dropped.
     """
     t = trajectory
-    usage = t.get("usage")                                 # the judge's calls and tokens are added
+    usage = t.get("judge_usage")                           # calls and tokens are added
     parts = {"correct": False, "chosen": False, "rejected": False}
     finished = t["stop"] == "answer"
     right = finished and check_answer(judge, t["question"], t["prediction"], t["answer"], usage=usage)
@@ -96,7 +96,7 @@ def reward(trajectory: Record, judge: Teacher | None,
     if as_chosen:
         parts["chosen"] = True
         return 0.5, parts
-    for rejected in (t["rejected"], *(t.get("also_rejected") or [])):
+    for rejected in (t.get("rejected"), *(t.get("also_rejected") or [])):
         if rejected and same_step(judge, t["question"], before, step, rejected, usage=usage):
             parts["rejected"] = True
             return 0.0, parts
@@ -131,7 +131,8 @@ def credit(group: list[Record], key_credit: str) -> tuple[Tensor, Tensor]:
         return group_advantages(rewards), torch.zeros_like(rewards)
     right = torch.tensor([t["reward_correct"] for t in group])
     parts = torch.where(right, 0.5, rewards)
-    return group_advantages(right.float()), parts - parts.mean()
+    equal = parts.max() == parts.min()                     # or rounding would make a gradient of nothing
+    return group_advantages(right.float()), (parts - parts.mean()) * ~equal
 
 
 def policy_loss(logps: Tensor, old_logps: Tensor, advantages: Tensor, clip: float = 0.2,
@@ -207,7 +208,7 @@ def parse_args(argv: list[str] | None = None, more: Callable | None = None) -> a
     g = p.add_argument_group("optimisation")
     g.add_argument("--epochs", type=positive, default=3, help="passes over the starts")
     g.add_argument("--steps", type=whole(1), help="steps of training (default: as many as --epochs needs)")
-    g.add_argument("--max-generated-tokens", type=whole(1), help="end once all ranks have sampled so many")
+    g.add_argument("--max-generated-tokens", type=whole(1), help="end after so many, of all ranks")
     g.add_argument("--prompts", type=whole(1), default=128, help="starts per step, over all ranks")
     g.add_argument("--group", type=whole(2), default=16, help="rollouts per start")
     g.add_argument("--rollout-batch", type=whole(1), default=128, help="rollouts in a torch batch, per rank")
@@ -276,7 +277,7 @@ def anchor(trainer: Any, micro: list[GroupBatch], whose: str, temperature: float
         return [trainer(inputs, predict, target, temperature) for inputs, predict, target, *_ in micro]
 
 
-def update(trainer: Any, micro: list[GroupBatch], old: list[Tensor], tokens: int, reference: LogProbs | None,
+def update(trainer: Any, micro: list[GroupBatch], tokens: int, old: list[Tensor], reference: LogProbs | None,
            args: argparse.Namespace) -> Updated:
     """One clipped update on this rank's part of a mini-batch of so many sampled tokens."""
     sums: Counter = Counter()
@@ -324,10 +325,10 @@ def main(args: argparse.Namespace, reward: Callable[..., tuple] = reward, play: 
     reference = load_reference(args) if args.kl else None
     trainer = make_trainer(policy, args)
     engine = trainer_engine(args, trainer, chat, starts.records + eval_tasks)
-    whose = args.anchor or ("trainer" if engine.separate else "engine")    # log-probs are those of pi_old
+    anchored_on = args.anchor or ("trainer" if engine.separate else "engine")
     probe = starts.records[0]["messages"]                  # what a sync is checked with
-    state = {"step": 0, "best": None, "generated": 0, "starts": starts.steps} | load_state(trainer, args.out)
-    starts.steps = state["starts"]
+    state = {"step": 0, "best": None, "generated": 0} | load_state(trainer, args.out)
+    starts.resume(state.pop("starts", None))
     if state["step"]:
         sync(engine, trainer, probe, device)
     metrics = Metrics(args, rank, state["step"])
@@ -354,11 +355,11 @@ def main(args: argparse.Namespace, reward: Callable[..., tuple] = reward, play: 
 
         # ---- advantages ----
         trained = [to_train(group, played, args.key_credit) for group, played in zip(groups, trajectories)]
-        skipped = len(batch) - len(groups)
-        row = {"step": step + 1, **rl_log.rollout_row(groups, trajectories, trained, skipped)}
+        sampled = rl_log.rollout_row(groups, trajectories, trained, skipped=len(batch) - len(groups))
+        row = {"step": step + 1, **sampled}
         fault = rl_log.fault_of(row, args.max_failed)
         if fault:
-            save_state(trainer, args.out, **state)         # as it was before this step
+            save_state(trainer, args.out, **state, starts=starts.saved())      # as before this step
             raise InputError(f"step {step + 1}: {fault}")
         starts.move(trajectories)
 
@@ -366,9 +367,8 @@ def main(args: argparse.Namespace, reward: Callable[..., tuple] = reward, play: 
         size = args.mini_batch // world
         batches = [mini_batch(trained[i:i + size], args, device)
                    for i in range(0, args.prompts // world, size)]
-        old = [anchor(trainer, micro, whose, args.temperature) for micro, _ in batches]
-        updates = [update(trainer, micro, old_logps, tokens, reference, args)
-                   for (micro, tokens), old_logps in zip(batches, old)]
+        old = [anchor(trainer, micro, anchored_on, args.temperature) for micro, _ in batches]
+        updates = [update(trainer, *micro, logps, reference, args) for micro, logps in zip(batches, old)]
         clock.phase("update")
         sync_gap = ranks.sum_over_ranks(sync(engine, trainer, probe, device))[0] / world
         clock.phase("sync")
@@ -378,18 +378,18 @@ def main(args: argparse.Namespace, reward: Callable[..., tuple] = reward, play: 
         state["generated"] += row["step_tokens"]
         row |= {"generated_tokens": state["generated"], "sync_gap": sync_gap}
         row |= rl_log.update_row(updates) | rl_log.cost_row(row, clock)
-        rl_log.check_gaps(row, args.max_logp_gap)
         ended = step + 1 == steps or state["generated"] >= (args.max_generated_tokens or math.inf)
         if eval_tasks and ((step + 1) % args.eval_every == 0 or ended):
             row["eval_accuracy"] = share_solved(engine, eval_tasks, search, args)
             keep_best(trainer, chat.tokenizer, args.out, state, row["eval_accuracy"])
         metrics.write(row)
+        rl_log.check_gaps(row, args.max_logp_gap)
         ranks.say(rl_log.log_line(row, steps))
         shown.write(step + 1, trajectories)
         if ended:
             break
         if save_times.come(step + 1):
-            save_state(trainer, args.out, **state)
+            save_state(trainer, args.out, **state, starts=starts.saved())
 
     save_model(trainer, chat.tokenizer, args.out)
     remove_state(args.out)

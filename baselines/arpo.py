@@ -64,7 +64,7 @@ def reward(trajectory: Record, judge: Teacher | None, args: argparse.Namespace) 
     parts = {"format": t["stop"] == "answer", "correct": False, "both_tools": False}
     if not parts["format"]:
         return -1.0, parts
-    right = check_answer(judge, t["question"], t["prediction"], t["answer"], usage=t.get("usage"))
+    right = check_answer(judge, t["question"], t["prediction"], t["answer"], usage=t.get("judge_usage"))
     if judge is None:
         parts["undecided"] = right is None
     if not right:

@@ -23,18 +23,20 @@ from plumbing.replies import talk_of
 from plumbing.scheduler import Run
 from plumbing.trajectory import Messages, Step, render_step, step_of
 
-Mentored = Any                            # of mps.py: baselines/ imports no stage
+Mentored = Any                            # of mps.py, which imports this file
 
 
 class Draft(Episode):
     """One step, which an engine writes after `messages`. It does not run here, but in the resumed episode."""
+
+    is_question = False                   # an endpoint may refuse the verdict that its first message holds
 
     def __init__(self, resumed: Episode, messages: Messages) -> None:
         super().__init__({**resumed.task, "messages": messages}, resumed.interpreter,
                          max_steps=resumed.max_steps, max_tokens=resumed.max_tokens, copy=resumed.copy)
         self.content = ""
 
-    def take(self, content: str, complete: bool) -> None:
+    def turn(self, content: str, complete: bool = True) -> None:
         """Keep the student's turn; it is the only one."""
         self.content = content
         self.calls += 1

@@ -22,7 +22,7 @@ from typing import Any
 
 import env
 import judge
-from plumbing.answers import core
+from plumbing.answers import boxes, core
 from plumbing.engines import Engine
 from plumbing.records import Record
 from plumbing.search import Search
@@ -75,7 +75,7 @@ CANDIDATES = {"react": Candidate, "agent": FreeCandidate, "tir": FreeCandidate, 
 
 def boxed_answer(content: str) -> Observation | None:
     """The observation that ends a run with the answer in \\boxed{…}; None if there is no box."""
-    if r"\boxed{" not in content:
+    if not boxes(content):
         return None
     return Observation("None", core(content), False)
 

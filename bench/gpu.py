@@ -304,7 +304,7 @@ def update(grpo, trainer, groups, args):
     """A mini-batch of groups, pi_old the engine's -> what came of its update."""
     micro, tokens = grpo.mini_batch(groups, args, DEVICE)
     old = grpo.anchor(trainer, micro, "engine", args.temperature)
-    return grpo.update(trainer, micro, old, tokens, None, args)
+    return grpo.update(trainer, micro, tokens, old, None, args)
 
 
 def gradients(policy):

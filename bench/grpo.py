@@ -101,7 +101,7 @@ def one_update(trainer, groups, args, device, whose="engine"):
     import grpo_short
     micro, tokens = grpo_short.mini_batch(groups, args, device)
     old = grpo_short.anchor(trainer, micro, whose, args.temperature)
-    return grpo_short.update(trainer, micro, old, tokens, None, args)
+    return grpo_short.update(trainer, micro, tokens, old, None, args)
 
 
 def ours(P, R, G, vocabulary, repeats, *flags, whose="engine"):

@@ -51,10 +51,21 @@ class SaveTimes:
         return True
 
 
+def saved_step(out: str) -> str | None:
+    """Name of the state that `load_state` would take."""
+    path = os.path.join(out, "state", "latest")
+    if not os.path.exists(path):
+        return None
+    with open(path) as file:
+        return file.read()
+
+
 def save_state(trainer: Any, out: str, step: int, **extra: Any) -> None:
     """Write what resuming needs to OUT/state/step-N; once whole, `latest` names it and the old one goes."""
     folder = os.path.join(out, "state")
     name = f"step-{step}"
+    if saved_step(out) == name:                            # it is there, and whole
+        return
     shards = [getattr(p, "ds_tensor", p) for p in trainer.module.parameters()]               # of ZeRO-3
     refuse_broken(shards, folder)
     with saving(os.path.join(folder, name)):
@@ -173,6 +184,7 @@ def move_into_place(part: str, out: str) -> None:
     """Put the files of a whole folder PART into OUT; config.json, the mark of a whole model, comes last."""
     if os.path.exists(os.path.join(out, "config.json")):   # an older model: they change places
         old = out.rstrip("/") + ".old"
+        shutil.rmtree(old, ignore_errors=True)             # of a run that was killed here
         os.rename(out, old)
         os.rename(part, out)
         shutil.rmtree(old)

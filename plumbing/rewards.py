@@ -4,7 +4,6 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 from plumbing.chat_api import BadReply
-from plumbing.ranks import wait_for_ranks
 from plumbing.records import Record
 
 Episode = Any          # env.Episode: plumbing/ imports no script
@@ -24,10 +23,12 @@ class Rewards:
         self.asked[episode] = self.pool.submit(self.rewarded, episode)
 
     def rewarded(self, episode: Episode) -> Record:
-        """An episode's trajectory with `reward` and `reward_PART`; without them if its search, interpreter or
-        judge failed."""
-        trajectory = episode.trajectory()
-        if episode.stop == "failed" or episode.interpreter.lost:
+        """An episode's trajectory with `judge_usage`, `reward` and `reward_PART`; without a reward if its
+        search, interpreter or judge failed."""
+        trajectory = episode.trajectory() | {"judge_usage": {}}
+        lost = episode.interpreter.lost
+        episode.interpreter.close()                        # its process is not needed any more
+        if episode.stop == "failed" or lost:
             return trajectory
         try:
             value, parts = self.reward(trajectory)
@@ -36,11 +37,13 @@ class Rewards:
         return trajectory | {"reward": value} | {f"reward_{name}": part for name, part in parts.items()}
 
     def collect(self, groups: list[list[Episode]]) -> list[list[Record]]:
-        """Groups of episodes that have ended -> their trajectories with rewards, when all ranks have them."""
+        """Groups of episodes that have ended -> their trajectories with rewards."""
         for group in groups:
             for episode in group:
                 if episode not in self.asked:              # an engine that ends an episode without a turn
                     self.ask(episode)
-        trajectories = [[self.asked.pop(episode).result() for episode in group] for group in groups]
-        wait_for_ranks("its rollouts and rewards")
-        return trajectories
+        try:
+            return [[self.asked.pop(episode).result() for episode in group] for group in groups]
+        except BaseException:                              # say, the judge is down: ask no more
+            self.pool.shutdown(wait=False, cancel_futures=True)
+            raise

@@ -5,9 +5,9 @@ The row, over all ranks; shares are between 0 and 1:
   reward_correct, reward_chosen, reward_rejected    share with a right answer; with a key step equal to the
                         chosen one, to a rejected one
   reward_undecided      share whose answer or key step rules leave open, where there is no judge
-  zero_variance         share of groups with equal rewards: no gradient, not trained on
+  zero_variance         share of groups with equal rewards: no gradient, not trained on but with --kl
   start_step            mean step at which the rollouts begin; the question is 0
-  skipped               starts whose prefix did not replay
+  skipped               share of starts whose prefix did not replay
   dropped               share of rollouts whose search, interpreter or judge failed
   turns, response_tokens, longest_response    of a rollout; the tokens are those sampled
   step_tokens, generated_tokens    tokens sampled in this step, and since the start of the run; those that
@@ -38,7 +38,7 @@ import torch
 
 from plumbing.cli import InputError
 from plumbing.packing import Rollout
-from plumbing.ranks import gather_over_ranks, most_over_ranks, sum_counts
+from plumbing.ranks import gather_over_ranks, most_over_ranks, sum_counts, wait_for_ranks
 from plumbing.records import Record, append_jsonl, open_metrics
 from plumbing.trajectory import render
 
@@ -65,7 +65,7 @@ def rollout_row(groups: list[list[Any]], trajectories: list[list[Record]],
             counts[f"stop_{episode.stop}"] += 1
     for group in trajectories:
         for trajectory in group:
-            usage = trajectory["usage"]
+            usage = trajectory.get("judge_usage", {})
             counts.update(judge_calls=usage.get("calls", 0), judge_tokens=usage.get("completion_tokens", 0),
                           dropped="reward" not in trajectory,
                           squared_reward=trajectory.get("reward", 0.0) ** 2)
@@ -83,7 +83,7 @@ def rollout_row(groups: list[list[Any]], trajectories: list[list[Record]],
             row[name] = total / scored
     row["zero_variance"] = n["zero_variance"] / max(1, n["groups"])
     row["start_step"] = n["start_steps"] / rollouts
-    row["skipped"] = n["skipped"]
+    row["skipped"] = n["skipped"] / max(1, n["skipped"] + n["groups"])
     row["dropped"] = n["dropped"] / rollouts
     row["turns"] = n["turns"] / rollouts
     row["tool_use"] = n["users"] / rollouts
@@ -117,8 +117,9 @@ def update_row(updates: list[Updated]) -> dict[str, float]:
         total.update(s)
     tokens = max(1, total["tokens"])
     norms = [u.grad_norm for u in updates if u.grad_norm is not None]
-    return {"loss": total["loss"], "kl": total["kl"] / len(sums), "kl_old": total["kl_old"] / tokens,
-            "ratio": total["ratio"] / tokens, "clip_fraction": total["clip_fraction"] / tokens,
+    return {"loss": total["loss"] / len(sums), "kl": total["kl"] / len(sums),
+            "kl_old": total["kl_old"] / tokens, "ratio": total["ratio"] / tokens,
+            "clip_fraction": total["clip_fraction"] / tokens,
             "outside_first": sums[first]["outside"] / max(1, sums[first]["tokens"]),
             "logp_gap": float(gaps.mean()), "logp_gap_p99": float(gaps.quantile(0.99)),
             "logp_gap_max": float(gaps.max()), "trained_tokens": total["tokens"], "updates": len(norms),
@@ -133,7 +134,8 @@ class Clock:
         self.seconds: dict[str, float] = {}
 
     def phase(self, name: str) -> None:
-        """The time since the last call went into this phase."""
+        """The time since the last call, and until all ranks are here, went into this phase."""
+        wait_for_ranks(f"{name} of a step")
         now = time.perf_counter()
         self.seconds[name] = now - self.last
         self.last = now
@@ -150,9 +152,10 @@ def cost_row(row: dict[str, float], clock: Clock) -> dict[str, float]:
 
 
 def fault_of(row: dict[str, float], most: float) -> str | None:
-    """What is wrong if more than a share `most` of the programs or of the rollouts failed: training on a
+    """What is wrong if more than a share `most` of the programs, rollouts or starts failed: training on a
     broken tool teaches the policy to do without it."""
-    reasons = {"tool_failures": "of the programs ended in an error",
+    reasons = {"skipped": "of the starts were left out, since their prefix does not replay",
+               "tool_failures": "of the programs ended in an error",
                "dropped": "of the rollouts were dropped, since search, interpreter or judge failed"}
     for name, reason in reasons.items():
         if row[name] > most:

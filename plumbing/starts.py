@@ -1,11 +1,19 @@
 """Where the rollouts of each RL record begin: before its error, at the question, or at a place that moves."""
+import zlib
 from collections import Counter
+from typing import Any
 
 from plumbing.cli import InputError
 from plumbing.ranks import sum_counts
 from plumbing.records import Record, read_jsonl
+from plumbing.tasks import read_tasks
 from plumbing.trainer import shuffled
 from plumbing.trajectory import fault_of_start, prefix, step_of
+
+
+def as_start(task: Record) -> Record:
+    """A task as an RL record that begins at the question."""
+    return {**task, "messages": [{"role": "user", "content": task["question"]}]}
 
 
 class Starts:
@@ -19,11 +27,13 @@ class Starts:
     def __init__(self, path: str, how: str) -> None:
         """path: rl.jsonl of mps.py, or tasks, for `question`; how: fixed | adaptive | question. InputError
         names a record's fault."""
+        self.path = path
         self.how = how
         self.records: list[Record] = []
-        for line, record in read_jsonl(path):
-            if how == "question" and record.get("question") and not record.get("messages"):
-                record["messages"] = [{"role": "user", "content": record["question"]}]
+        numbered = list(read_jsonl(path))
+        if how == "question" and not any(record.get("messages") for _, record in numbered):
+            numbered = [(i, as_start(task)) for i, task in enumerate(read_tasks(path), 1)]
+        for line, record in numbered:
             fault = fault_of_start(record)
             if fault:
                 raise InputError(f"{path}, line {line}: {fault}; --data is the rl.jsonl of mps.py")
@@ -43,9 +53,26 @@ class Starts:
         key = step if before_error and record.get("chosen") else None
         return {**record, "record": i, "key": key, "messages": prefix(record["messages"], step)}
 
+    def saved(self) -> dict[str, Any]:
+        """What resuming needs."""
+        records = [(record["id"], error) for record, error in zip(self.records, self.errors)]
+        return {"steps": self.steps, "records": zlib.crc32(str(records).encode(errors="replace"))}
+
+    def resume(self, saved: dict[str, Any] | None) -> None:
+        """Go on from what was `saved`; InputError if the file holds other records by now."""
+        if saved is None:
+            return
+        if saved["records"] != self.saved()["records"]:
+            raise InputError(f"{self.path} holds other records than when this run began: give another --out")
+        self.steps = saved["steps"]
+
     def batch(self, places: range, seed: int) -> list[Record]:
-        """The starts at these places of an endless stream of shuffled records (`shuffled`)."""
-        return [self.start(i) for i in shuffled(list(range(len(self.records))), places, seed)]
+        """The starts at these places of an endless stream of shuffled records (`shuffled`).
+
+        Each knows its place: records of one task may start alike, and are to be played differently.
+        """
+        records = shuffled(list(range(len(self.records))), places, seed)
+        return [{**self.start(i), "place": place} for i, place in zip(records, places)]
 
     def move(self, groups: list[list[Record]]) -> None:
         """Move the starts of the groups that all ranks have just played; dropped rollouts do not count."""

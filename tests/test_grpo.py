@@ -3,6 +3,7 @@ import functools
 import json
 import math
 import random
+import time
 from collections import Counter
 from unittest import mock
 
@@ -12,7 +13,8 @@ import torch
 
 import env
 import grpo_short
-from plumbing.chat_api import BadReply
+from plumbing.chat_api import BadReply, TeacherDown
+from plumbing.cli import InputError
 from plumbing.engines import TorchEngine, sample
 from plumbing.models import LogProbs, load_model
 from plumbing.packing import Rollout, pack_groups, pad_rollouts, share_prefixes
@@ -61,7 +63,7 @@ class OneRank:
         args = grpo_short.parse_args(ARGS + list(flags))
         micro, tokens = grpo_short.mini_batch(groups, args, "cpu")
         old = grpo_short.anchor(policy, micro, whose, args.temperature)
-        self.done = grpo_short.update(policy, micro, old, tokens, reference, args)
+        self.done = grpo_short.update(policy, micro, tokens, old, reference, args)
         return self.done.sums, {n: p.grad.clone() for n, p in policy.named_parameters()}
 
 
@@ -273,14 +275,15 @@ def test_what_failed_is_dropped_and_counted(alone):
     row = rollout_row(groups, trajectories, trained, 1)
     assert row == pytest.approx(dict(
         reward=0.25, reward_std=math.sqrt(3) / 4, reward_correct=0.25, reward_chosen=0, reward_rejected=0,
-        zero_variance=2 / 3, judge_calls=3, judge_tokens=12, dropped=5 / 9, start_step=0, skipped=1, turns=0, tool_use=2 / 9, tool_failures=0.2,
+        zero_variance=2 / 3, judge_calls=3, judge_tokens=12, dropped=5 / 9, start_step=0, skipped=0.25, turns=0, tool_use=2 / 9, tool_failures=0.2,
         stop_answer=4 / 9, stop_max_steps=1 / 9, stop_max_tokens=1 / 9, stop_format=0, stop_failed=3 / 9,
         response_tokens=49 / 9, longest_response=9, step_tokens=49, entropy=1.0))
     assert [t.get("reward") for t in trajectories[0]] == [1.0, None, 0.0, None, None]
     assert fault_of(row, 0.5) == ("56% of the rollouts were dropped, since search, interpreter or judge failed; "
                                   "--max-failed 0.5 allows no more")
     assert fault_of(row, 0.56) is None
-    assert "20% of the programs ended in an error" in fault_of(row | {"dropped": 0}, 0.19)
+    assert "25% of the starts were left out" in fault_of(row, 0.24)
+    assert "20% of the programs ended in an error" in fault_of(row | {"dropped": 0, "skipped": 0}, 0.19)
 
 
 def test_a_reward_is_asked_for_when_its_episode_ends():
@@ -290,13 +293,30 @@ def test_a_reward_is_asked_for_when_its_episode_ends():
     start = dict(id="first", question="q", answer="a")
     done, playing, quiet = [env.Episode({**start, "id": name}, mock.Mock(lost=False), on_end=rewards.ask)
                             for name in ("done", "playing", "quiet")]
-    done.turn("no code, at step 0")
+    chat = mock.Mock(end=0, stray=())
+    chat.tokenizer.decode.return_value = "no code, at step 0"
+    done.token_turn(chat, [5, 0], [-1.0, -1.0])
     rewards.asked[done].result()
     assert seen == ["done"] and done.stop == "format"
-    playing.turn("", complete=False)
+    playing.token_turn(chat, [5], [-1.0])                 # cut off
     quiet.stop = "max_steps"
     assert [t["reward"] for t in rewards.collect([[quiet, playing, done]])[0]] == [1.0] * 3
     assert seen == ["done", "playing", "quiet"] and not rewards.asked
+
+
+def test_a_judge_that_is_down_is_not_asked_for_all_the_others():
+    asked = []
+
+    def reward(trajectory):
+        asked.append(trajectory["id"])
+        time.sleep(0.05)
+        raise TeacherDown("no reply")
+    rewards = Rewards(reward, 1)
+    episodes = [env.Episode(dict(id=str(i), question="q", answer="a"), mock.Mock(lost=False)) for i in range(50)]
+    with pytest.raises(TeacherDown):
+        rewards.collect([episodes])
+    rewards.pool.shutdown()
+    assert len(asked) < 5 and episodes[0].interpreter.close.called
 
 
 def test_an_engine_reports_every_end_once(checkpoint):
@@ -388,6 +408,8 @@ def test_credit_of_the_step_is_the_outcome_and_the_centred_part_of_the_key_step(
                           torch.tensor([0.5, 0.5, 0.1, 0.0]) - 0.275))
     outcome, key = grpo_short.credit(judged(0.5, 0.1, 0.1), "step")            # no answer is right
     assert not outcome.any() and key.tolist() == pytest.approx([0.5 - 0.7 / 3, 0.1 - 0.7 / 3, 0.1 - 0.7 / 3])
+    for n in range(2, 40):                                                     # rounding is no gradient
+        assert not any(part.any() for part in grpo_short.credit(judged(*[0.1] * n), "step"))
     outcome, key = grpo_short.credit(judged(1.0, 0.0, key=None), "step")       # no step to be rewarded
     assert outcome.any() and not key.any()
     assert all(len(x) == 0 for x in grpo_short.credit([], "step"))
@@ -438,6 +460,37 @@ def test_adaptive_starts_move_with_success(tmp_path, alone):
     assert moved["key"] is None and len(moved["messages"]) == 5       # only the outcome is rewarded there
     starts.move([played(starts, 0, False, False), [dict(record=3)]])  # a visit of dropped rollouts says nothing
     assert starts.steps == [3, 2, 0, 1] and starts.start(0)["key"] == 3
+
+
+def test_starts_that_are_alike_are_played_differently(tmp_path, alone):
+    """Two records of one task, both at the question, and one record twice: no rollout is paid for twice."""
+    path = starts_file(tmp_path, 2, 3)
+    text = (tmp_path / "rl.jsonl").read_text().replace('"id": "1", "question": "q1"', '"id": "0", "question": "q0"')
+    (tmp_path / "rl.jsonl").write_text(text.replace('"content": "q1"', '"content": "q0"'))
+    starts = Starts(path, "question")
+    episodes = [env.Episode(start, mock.Mock()) for start in starts.batch(range(4), 0)]
+    assert len({str(e.messages) for e in episodes}) == 1 and len({e.sampling_seed(0) for e in episodes}) == 4
+    again = [env.Episode(start, mock.Mock()).sampling_seed(0) for start in starts.batch(range(0, 4, 2), 0)]
+    assert again == [e.sampling_seed(0) for e in episodes][::2]           # whichever rank plays it
+
+
+def test_starts_go_on_where_they_were_or_say_that_the_file_has_changed(tmp_path, alone):
+    path = starts_file(tmp_path, 3, 2)
+    starts = Starts(path, "adaptive")
+    starts.move([played(starts, 0, True, True)])
+    again = Starts(path, "adaptive")
+    again.resume(starts.saved())
+    assert again.steps == [2, 2]
+    again.resume(None)
+    starts_file(tmp_path, 3, 2, 1)
+    with pytest.raises(InputError, match="rl.jsonl holds other records than when this run began"):
+        Starts(path, "adaptive").resume(starts.saved())
+
+
+def test_published_tasks_are_starts_at_the_question(tmp_path):
+    (tmp_path / "tasks.jsonl").write_text(json.dumps({"question": "2 + 2?", "answer": "2 + 2 = 4\n#### 4"}) + "\n")
+    start = Starts(str(tmp_path / "tasks.jsonl"), "question").start(0)
+    assert start["id"] and start["answer"] == "4" and start["messages"] == [{"role": "user", "content": "2 + 2?"}]
 
 
 @pytest.mark.parametrize("how, lengths, keys", [("fixed", [7, 1], [3, None]), ("question", [1, 1], [None, None])])
