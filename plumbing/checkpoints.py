@@ -69,7 +69,8 @@ def save_state(trainer: Any, out: str, step: int, **extra: Any) -> None:
     shards = [getattr(p, "ds_tensor", p) for p in trainer.module.parameters()]               # of ZeRO-3
     refuse_broken(shards, folder)
     with saving(os.path.join(folder, name)):
-        trainer.save_checkpoint(folder, tag=name, client_state={"step": step, **extra}, save_latest=False)
+        run = {"step": step, **extra}
+        trainer.save_checkpoint(folder, tag=name, client_state={"run": run}, save_latest=False)
         wait_for_ranks("writing the state")
         if torch.distributed.get_rank() == 0:
             part = os.path.join(folder, "latest.part")
@@ -101,7 +102,7 @@ def load_state(trainer: Any, out: str) -> dict[str, Any]:
         said = " ".join(str(error).split())[:200] or type(error).__name__
         raise InputError(f"{folder} cannot be read ({said}): if it is torn, delete it and "
                          "begin anew") from None
-    return client_state
+    return client_state["run"]                             # beside it DeepSpeed keeps what is its own
 
 
 def remove_state(out: str) -> None:
