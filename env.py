@@ -182,6 +182,7 @@ class Episode:
         self.loss_mask: list[int] = []              # 1 only on sampled tokens
         self.logps: list[float] = []                # of sampled tokens when they were drawn, elsewhere 0
         self.prompt_length = 0                      # tokens before the first sampled one
+        self.inherited = 0                          # tokens after them that another episode sampled or saw
 
     def begin(self, chat: Chat) -> None:
         """Encode what stands there before the first token is sampled."""

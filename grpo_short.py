@@ -8,9 +8,8 @@ updates over mini-batches of starts.
   R = 1 if the answer is right, else 0.5 if the key step (the first after the prefix) equals the teacher's,
       0 if it equals the rejected one or there is none, 0.1 otherwise         (paper, section 3.3)
   A_i = (R_i - mean R) / (std R + 1e-6)                                       within a group
-  L = - 1/N sum w min(rho A, clip(rho, 1 - c, 1 + c) A)                       per token, rho = pi / pi_old,
-                                                                              N: sampled tokens of the
-                                                                              mini-batch, over all ranks
+  L = - 1/N sum w min(rho A, clip(rho, 1 - c, 1 + c) A)       per token, rho = pi / pi_old; N: sampled tokens
+                                                              of the mini-batch, over all ranks
 pi_old is the trainer before the first mini-batch. The log-probs of another program that generated differ by
 rounding: min(pi_old / pi_engine, --tis-cap) is the weight w of a token (Yao et al. 2025), elsewhere w = 1.
 
@@ -23,12 +22,12 @@ model. Plain GRPO is `--start-at question`, which has no key step.
              --engine vllm --zero 3 --checkpointing --teacher-url http://teacher:8000 \\
              --search http:https://google.serper.dev/search --search-cache search.sqlite
 
-Logged each step in metrics.jsonl (glossary: plumbing/rl_log.py and --help). The loss is about 0 in the first
-update, by construction, and no measure of progress.
+Logged each step in metrics.jsonl (glossary: --help). The loss, about 0 at first, is no measure of progress.
 """
 import argparse
 import math
 from collections import Counter
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -41,13 +40,13 @@ from judge import Teacher, check_answer, same_step
 from plumbing import ranks, rl_log
 from plumbing.checkpoints import SaveTimes, keep_best, load_state, remove_state, save_model, save_state
 from plumbing.cli import InputError, Parser, cli, env_flags, sampling_flags, teacher_flags, training_flags
-from plumbing.engines import check_trainer_engine, sampling_from_args, trainer_engine
+from plumbing.engines import Engine, check_trainer_engine, sampling_from_args, trainer_engine
 from plumbing.models import LogProbs, load_policy
 from plumbing.packing import GroupBatch, Rollout, no_rollouts, rollout_batches
 from plumbing.records import Record
 from plumbing.rewards import Rewards
 from plumbing.rl_log import Clock, Updated
-from plumbing.search import search_from_args
+from plumbing.search import Search, search_from_args
 from plumbing.start import check_start, finished_before, save_args
 from plumbing.starts import Starts
 from plumbing.sync import sync
@@ -60,11 +59,7 @@ from sandbox import set_sandbox
 # ---- the mathematics ----
 
 def truncate(messages: Messages, step: int) -> Messages:
-    """h_k, what stands before step k: the question, and every earlier step with its observation.
-
-    [question, plan, None, step 1, observation 1, step 2], step 2
-    -> [question, plan, None, step 1, observation 1]
-    """
+    """h_k, what stands before step k: the question, and every earlier step with its observation."""
     return prefix(messages, step)
 
 
@@ -188,7 +183,8 @@ def grpo_loss(logps: Tensor, old_logps: Tensor, engine_logps: Tensor, advantages
 
 # ---- flags ----
 
-def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+def parse_args(argv: list[str] | None = None, more: Callable | None = None) -> argparse.Namespace:
+    """more: adds the flags of a fork to the Parser."""
     p = Parser(f"{__doc__}\n{rl_log.__doc__}")
     g = p.add_argument_group("files")
     g.add_argument("--model", required=True, help="Hugging Face folder to start from")
@@ -211,34 +207,43 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     g = p.add_argument_group("optimisation")
     g.add_argument("--epochs", type=positive, default=3, help="passes over the starts")
     g.add_argument("--steps", type=whole(1), help="steps of training (default: as many as --epochs needs)")
-    g.add_argument("--max-generated-tokens", type=whole(1),
-                   help="end once all ranks together have sampled so many (default: no limit)")
+    g.add_argument("--max-generated-tokens", type=whole(1), help="end once all ranks have sampled so many")
     g.add_argument("--prompts", type=whole(1), default=128, help="starts per step, over all ranks")
     g.add_argument("--group", type=whole(2), default=16, help="rollouts per start")
-    g.add_argument("--rollout-batch", type=whole(1), default=128,
-                   help="rollouts generated together by the torch engine, per rank")
+    g.add_argument("--rollout-batch", type=whole(1), default=128, help="rollouts in a torch batch, per rank")
     g.add_argument("--mini-batch", type=whole(1), default=16, help="starts per update, over all ranks")
     g.add_argument("--lr", type=not_negative, default=7e-7, help="learning rate, constant")
     g.add_argument("--clip", type=positive, default=0.2, help="ratios within 1 ± clip carry a gradient")
-    g.add_argument("--dual-clip", type=dual, default=3.0,
-                   help="bound on the loss of a token with negative advantage; 0 for none")
+    g.add_argument("--dual-clip", type=dual, default=3.0, help="bound on the loss where A < 0; 0: none")
     g.add_argument("--anchor", choices=["trainer", "engine"],
                    help="whose log-probs are pi_old (default: the trainer's, if the engine is another model)")
-    g.add_argument("--tis-cap", type=from_one, default=2.0,
-                   help="largest weight of a token, pi_old / pi_engine, with --anchor trainer")
+    g.add_argument("--tis-cap", type=from_one, default=2.0, help="largest weight with --anchor trainer")
     g.add_argument("--kl", type=not_negative, default=0.0, help="weight of the KL term to the starting model")
     g.add_argument("--max-logp-gap", type=positive, default=0.2, help="stop at a larger gap, nats a token")
     g.add_argument("--max-failed", type=share, default=0.5, help="stop if more rollouts or programs fail")
     training_flags(g, row_tokens=16384)
-    g.add_argument("--show-every", type=whole(1), default=10,
-                   help="steps between groups put in rollouts.jsonl and, as text, in OUT/rollouts/")
+    g.add_argument("--show-every", type=whole(1), default=10, help="steps between groups in OUT/rollouts/")
     sampling_flags(p, temperature=1.0, top_p=1.0, top_k=0, vllm_memory=0.5, endpoint=False)
     env_flags(p)
     teacher_flags(p, required=False)
+    if more is not None:
+        more(p)
     return p.parse_args(argv)
 
 
-# ---- one update ----
+# ---- one step ----
+
+def play(starts: list[Record], copies: int, engine: Engine, trainer: Any, search: Search | None,
+         on_end: Callable[[Episode], None], args: argparse.Namespace, step: int) -> list[list[Episode]]:
+    """Play so many copies of each start whose prefix replays -> groups. trainer: for baselines/arpo.py."""
+    skipped = []
+    episodes = make_episodes(starts, copies, args.max_steps, args.max_tokens, search, skipped, args.threads,
+                             on_end)
+    for start, reason in skipped:
+        print(f"{start['id']} is left out, its prefix does not replay: {reason}", flush=True)
+    engine.play(episodes, **sampling_from_args(args, 7919 * step))
+    return [episodes[i:i + copies] for i in range(0, len(episodes), copies)]
+
 
 def to_train(episodes: list[Episode], trajectories: list[Record], key_credit: str) -> list[Rollout]:
     """A group's episodes and trajectories -> rollouts with advantages; without a reward one is left out."""
@@ -298,7 +303,7 @@ def update(trainer: Any, micro: list[GroupBatch], old: list[Tensor], tokens: int
 
 # ---- main ----
 
-def main(args: argparse.Namespace) -> None:
+def main(args: argparse.Namespace, reward: Callable[..., tuple] = reward, play: Callable = play) -> None:
     check_trainer_engine(args)
     check_start(args)
     rank, world, device = ranks.start_distributed()
@@ -340,22 +345,17 @@ def main(args: argparse.Namespace) -> None:
     for step in range(state["step"], steps):
         # ---- rollout: this rank's starts, one replayed prefix and G forks each; rewards as they end ----
         clock = Clock()
-        skipped = []
         batch = starts.batch(range(step * args.prompts + rank, (step + 1) * args.prompts, world), args.seed)
-        episodes = make_episodes(batch, args.group, args.max_steps, args.max_tokens, search, skipped,
-                                 args.threads, rewards.ask)
-        for start, reason in skipped:
-            print(f"rank {rank}: {start['id']} is left out, its prefix does not replay: {reason}", flush=True)
-        engine.play(episodes, **sampling_from_args(args, 7919 * step))
+        groups = play(batch, args.group, engine, trainer, search, rewards.ask, args, step)
         engine.sleep()
         clock.phase("rollout")
-        groups = [episodes[i:i + args.group] for i in range(0, len(episodes), args.group)]
         trajectories = rewards.collect(groups)
         clock.phase("reward")
 
         # ---- advantages ----
         trained = [to_train(group, played, args.key_credit) for group, played in zip(groups, trajectories)]
-        row = {"step": step + 1, **rl_log.rollout_row(groups, trajectories, trained, len(skipped))}
+        skipped = len(batch) - len(groups)
+        row = {"step": step + 1, **rl_log.rollout_row(groups, trajectories, trained, skipped)}
         fault = rl_log.fault_of(row, args.max_failed)
         if fault:
             save_state(trainer, args.out, **state)         # as it was before this step

@@ -201,14 +201,16 @@ class LogProbs(torch.nn.Module):
             raise ValueError(f"{type(model).__name__}: the output head is not a plain matrix")
         model.set_output_embeddings(Head(head.weight))
 
-    def forward(self, inputs: dict[str, Any], predict: Tensor, target: Tensor,
+    def forward(self, inputs: dict[str, Any], predict: Tensor, target: Tensor | None,
                 temperature: float = 1.0) -> Tensor:
         """-> logps (N,) of tokens `target` (N,), each predicted at a flat index `predict` (N,) into B * T.
 
         inputs of the base model: padded (input_ids, attention_mask (B, T)) or packed (`packed_inputs`).
+        Without a target: the entropies (N,) of what is predicted there.
         """
         hidden = self.model.base_model(**inputs, use_cache=False).last_hidden_state        # (B, T, D)
-        return self.model.get_output_embeddings()(hidden.flatten(0, 1)[predict], target, temperature)
+        predicting = hidden.flatten(0, 1)[predict]                                         # (N, D)
+        return self.model.get_output_embeddings()(predicting, target, temperature, entropy=target is None)
 
 
 class Head(torch.nn.Linear):
@@ -221,10 +223,22 @@ class Head(torch.nn.Linear):
         super().__init__(weight.shape[1], weight.shape[0], bias=False, device="meta")
         self.weight = weight
 
-    def forward(self, hidden: Tensor, target: Tensor | None = None, temperature: float = 1.0) -> Tensor:
+    def forward(self, hidden: Tensor, target: Tensor | None = None, temperature: float = 1.0,
+                entropy: bool = False) -> Tensor:
+        if entropy:
+            return entropies(hidden, self.weight, temperature)
         if target is None:
             return super().forward(hidden)
         return TokenLogProbs.apply(hidden, self.weight, target, temperature)
+
+
+def entropies(hidden: Tensor, weight: Tensor, temperature: float) -> Tensor:
+    """hidden (N, D), weight (V, D) -> entropies (N,) of the next token, in nats; logits chunk by chunk."""
+    found = []
+    for part in hidden.split(max(1, TokenLogProbs.LOGITS // len(weight))):
+        logps = torch.log_softmax((part @ weight.T).float() / temperature, -1)             # (n, V)
+        found.append(-(logps.exp() * logps).sum(-1))
+    return torch.cat(found)
 
 
 class TokenLogProbs(torch.autograd.Function):

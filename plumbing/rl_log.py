@@ -10,7 +10,8 @@ The row, over all ranks; shares are between 0 and 1:
   skipped               starts whose prefix did not replay
   dropped               share of rollouts whose search, interpreter or judge failed
   turns, response_tokens, longest_response    of a rollout; the tokens are those sampled
-  step_tokens, generated_tokens    tokens sampled in this step, and since the start of the run
+  step_tokens, generated_tokens    tokens sampled in this step, and since the start of the run; those that
+                        several rollouts share (baselines/arpo.py) count once
   stop_answer, stop_max_steps, stop_max_tokens, stop_format, stop_failed    share that ended so
   tool_use, tool_failures    share of rollouts that run a program; of programs that end in an error
   judge_calls, judge_tokens    requests to the judge, tokens of its replies
@@ -56,10 +57,11 @@ def rollout_row(groups: list[list[Any]], trajectories: list[list[Record]],
     for group in groups:
         for episode in group:
             tokens = sum(episode.loss_mask)
+            own = sum(episode.loss_mask[episode.prompt_length + episode.inherited:])
             longest = max(longest, tokens)
             counts.update(rollouts=1, start_steps=episode.first_step, turns=episode.calls, tokens=tokens,
-                          surprise=-sum(episode.logps), users=episode.programs > 0, programs=episode.programs,
-                          failed_programs=episode.failed_programs)
+                          own=own, surprise=-sum(episode.logps), users=episode.programs > 0,
+                          programs=episode.programs, failed_programs=episode.failed_programs)
             counts[f"stop_{episode.stop}"] += 1
     for group in trajectories:
         for trajectory in group:
@@ -92,7 +94,7 @@ def rollout_row(groups: list[list[Any]], trajectories: list[list[Record]],
     row["judge_tokens"] = n["judge_tokens"]
     row["response_tokens"] = n["tokens"] / rollouts
     row["longest_response"] = most_over_ranks(longest)
-    row["step_tokens"] = n["tokens"]
+    row["step_tokens"] = n["own"]
     row["entropy"] = n["surprise"] / max(1, n["tokens"])                   # E[-log p], as it was sampled
     return row
 

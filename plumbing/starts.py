@@ -17,10 +17,13 @@ class Starts:
     """
 
     def __init__(self, path: str, how: str) -> None:
-        """path: rl.jsonl of mps.py; how: fixed | adaptive | question. InputError names a record's fault."""
+        """path: rl.jsonl of mps.py, or tasks, for `question`; how: fixed | adaptive | question. InputError
+        names a record's fault."""
         self.how = how
         self.records: list[Record] = []
         for line, record in read_jsonl(path):
+            if how == "question" and record.get("question") and not record.get("messages"):
+                record["messages"] = [{"role": "user", "content": record["question"]}]
             fault = fault_of_start(record)
             if fault:
                 raise InputError(f"{path}, line {line}: {fault}; --data is the rl.jsonl of mps.py")
