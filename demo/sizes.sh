@@ -1,14 +1,21 @@
-# Sizes for run.sh and study.sh, which source this file; $quick: a smoke run.
+# Sizes for run.sh and study.sh, which source this file; $quick: a smoke run, $study: the study's own.
 bc=600 mps=1300 dev=200 eval=400 beyond=120                                    # tasks
 pretrain_steps=800 pretrain=(--batch 32 --micro-batch 16 --lr 3e-3 --weight-decay 0)
 clone_steps=400    clone=(--batch 16 --micro-batch 8 --lr 3e-3 --weight-decay 0)
 correct_steps=250  correct=(--batch 16 --micro-batch 8 --lr 1e-3 --weight-decay 0)
-more_steps=1800                                                                # of SFT: the seconds of the RL arm
 reinforce_steps=48 reinforce=(--prompts 24 --group 8 --mini-batch 12 --micro-batch 32 --lr 2e-4 --weight-decay 0)
 limits=(--max-steps 8 --max-tokens 240)
 far=(--max-steps 10 --max-tokens 360)                                          # for tasks of up to 8 operations
+if [ -n "${study:-}" ]; then                   # a student that leaves RL room, few starts that are visited often
+    mps=800 dev=400 eval=800 searches=6
+    mentored=(--corrections 3 --sft-share 0.8 --rl-easy 0.5)
+    tokens=400000 most_steps=200 look_every=12                                 # of RL
+    more_steps=1200                                                            # of SFT: the seconds of an arm of RL
+    prefer_steps=200 prefer=(--batch 16 --micro-batch 8 --lr 1e-4 --weight-decay 0)
+fi
 if [ -n "$quick" ]; then
-    bc=40 mps=24 dev=16 eval=12 beyond=8
+    bc=40 mps=24 dev=16 eval=12 beyond=8 mentored=(--corrections 5 --rl-easy 0.5)
     pretrain_steps=30 clone_steps=20 correct_steps=10 more_steps=10 reinforce_steps=2
-    reinforce=(--prompts 4 --group 4 --mini-batch 4 --micro-batch 32 --lr 2e-4)
+    reinforce=(--prompts 4 --group 4 --mini-batch 4 --micro-batch 32 --lr 2e-4 --max-failed 1)
+    tokens=2000 most_steps=3 look_every=1 prefer_steps=2
 fi

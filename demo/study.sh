@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
 # The paper's comparisons on the toy world: bash demo/study.sh [--seeds "0 1 2"] [--arms "rl sft-more"] [flags]
 #
-#   --seeds LIST     one student, one set of tasks each (default "0 1 2 3 4")
-#   --arms LIST      a part of: bc-all sft-more grpo-bc grpo-sft rl-no-horizon rl-no-key rl scale
-#                    controls (default: for the first two seeds): leap0 noise20 noise40
-#                    settings of RL, judged on dev (default: for the last seed): rl-again rl-lr-low rl-lr-high
-#                    rl-cool rl-longer rl-no-negative
+#   --seeds LIST     one student, one set of tasks each (default "0 1 2 3 4 5 6 7")
+#   --arms LIST      by default for every seed: rl rl-adaptive rl-question rl-no-key rl-step-credit sft-more
+#                    by default for the first five: bc-all dpo dpo-rl arpo resample self probe
+#                    only by name: grpo-bc scale leap0 noise20 noise40
+#                    and settings of RL, judged on dev: rl-lr-low rl-lr-high rl-cool rl-no-negative
 #   --jobs N         arms trained side by side, one core each (default 2)
 #   --quick          a smoke run: everything runs, nothing is learned
 #   --out DIR        where everything is written (default runs/study)
@@ -16,7 +16,7 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 
 # ---- flags ----
-seeds="0 1 2 3 4" arms= jobs=2 quick= out= unit=
+seeds="0 1 2 3 4 5 6 7" arms= jobs=2 quick= out= unit=
 while [ $# -gt 0 ]; do
     case "$1" in
         --seeds) seeds=${2:?--seeds needs numbers}; shift ;;
@@ -25,28 +25,29 @@ while [ $# -gt 0 ]; do
         --out) out=${2:?--out needs a folder}; shift ;;
         --quick) quick=1 ;;
         --unit) unit="$2 $3"; shift 2 ;;                                       # for itself: one seed, one arm
-        -h|--help) sed -n '2,14s/^# \{0,1\}//p' "$0"; exit ;;
+        -h|--help) sed -n '2,15s/^# \{0,1\}//p' "$0"; exit ;;
         *) echo "demo/study.sh: unknown argument $1 (--help lists them)" >&2; exit 2 ;;
     esac
     shift
 done
 out=${out:-runs/study${quick:+-quick}}
-controls="leap0 noise20 noise40"
-settings_of_rl="rl-again rl-lr-low rl-lr-high rl-cool rl-longer rl-no-negative"
-main="rl grpo-sft rl-no-horizon rl-no-key grpo-bc sft-more bc-all scale"
+main="rl-question rl-adaptive rl rl-no-key rl-step-credit sft-more"
+baselines="bc-all dpo dpo-rl arpo resample self probe"
+by_name="grpo-bc scale leap0 noise20 noise40 rl-lr-low rl-lr-high rl-cool rl-no-negative"
 for seed in $seeds; do
     case "$seed" in *[!0-9]*) echo "demo/study.sh: --seeds needs numbers, not '$seed'" >&2; exit 2 ;; esac
 done
 for arm in $arms; do
-    case " $main $controls $settings_of_rl " in *" $arm "*) ;; *) echo "demo/study.sh: no arm '$arm'" >&2; exit 2 ;; esac
+    case " $main $baselines $by_name " in *" $arm "*) ;; *) echo "demo/study.sh: no arm '$arm'" >&2; exit 2 ;; esac
 done
 
+study=1                                                                        # its own sizes
 source demo/sizes.sh
 source demo/venv.sh
 export OMP_WAIT_POLICY=passive TOKENIZERS_PARALLELISM=false OMP_NUM_THREADS=1 LOCAL_WORLD_SIZE=$jobs
 export DS_ACCELERATOR=${DS_ACCELERATOR:-cpu} CUDA_VISIBLE_DEVICES= HF_HUB_OFFLINE=1
 
-# ---- building blocks, for one seed in the folder $dir ----
+# ---- building blocks, for one seed in the folder $dir; what all arms share is in $shared ----
 stage() {                      # stage NAME COMMAND…: once; done/NAME then holds "wall user system" seconds
     local name=$1 TIMEFORMAT='%R %U %S'; shift
     [ ! -e "$dir/done/$name" ] || return 0
@@ -74,14 +75,19 @@ train() {                      # NAME FROM STEPS FLAGS DATA…
 }
 mentor() {                     # NAME TASKS STUDENT [FLAGS]
     local name=$1 tasks=$2 student=$3; shift 3
-    stage "$name" "$python" mps.py --tasks "$tasks" --student "$student" --out "$dir/$name" --rl-easy 0.5 \
-        "${teacher[@]}" "${limits[@]}" "$@"
+    stage "$name" "$python" mps.py --tasks "$tasks" --student "$student" --out "$dir/$name" \
+        "${mentored[@]}" "${teacher[@]}" "${limits[@]}" "$@"
 }
 program=grpo_short.py
-rl() {                         # NAME FROM [FLAGS]
+rl() {                         # NAME FROM [FLAGS]: until as many tokens are generated as in every other arm of RL
     local name=$1 from=$2; shift 2
     stage "$name" "$python" $program --model "$from" --data "$dir/mps/rl.jsonl" --out "$dir/ckpt/$name" \
-        "${teacher[@]}" "${limits[@]}" --steps $reinforce_steps "${reinforce[@]}" --seed "$seed" "$@"
+        "${teacher[@]}" "${limits[@]}" --max-generated-tokens $tokens --steps $most_steps "${reinforce[@]}" \
+        --eval-tasks "$shared/tasks/dev.jsonl" --eval-every $look_every --seed "$seed" "$@"
+}
+prefer() {                     # NAME FROM MPS.jsonl: direct preference optimisation on the pairs of the corrections
+    stage "$1" "$python" baselines/dpo.py --model "$2" --out "$dir/ckpt/$1" --steps $prefer_steps "${prefer[@]}" \
+        --seed "$seed" --data "$3"
 }
 evaluate() {                   # NAME [greedy] [sampled] [beyond] [dev-greedy] [dev-sampled]
     local name=$1 how tasks flags; shift
@@ -94,84 +100,99 @@ evaluate() {                   # NAME [greedy] [sampled] [beyond] [dev-greedy] [
             --out "$dir/eval/$name-$how" --name "$name-$how" --sampling-seed "$seed" "${world[@]}" "${flags[@]}"
     done
 }
-all="greedy sampled beyond" kept="dev-greedy dev-sampled"
-recipe() { rl "$1" "$dir/ckpt/sft" "${@:2}"; evaluate "$1" $kept; }           # another setting of RL
+recipe() { rl "$1" "$dir/ckpt/sft" "${@:2}"; evaluate "$1" dev-sampled; }      # another setting of RL
 
 prepare() {                    # what all arms of a seed share: tasks, BC-init, the corrected trajectories, SCoRe-SFT
-    serve
     stage tasks "$python" demo/world.py --out "$dir/tasks" --seed "$seed" --bc $bc --mps $mps --dev $dev --eval $eval \
-        --beyond $beyond
+        --beyond $beyond --searches $searches
     stage init "$python" demo/student.py --out "$dir/ckpt/init" --seed "$seed"
     train base "$dir/ckpt/init" $pretrain_steps "${pretrain[*]}" "$dir/tasks/pretrain.jsonl"
     demonstrate bc "$dir/tasks/bc.jsonl"
     train bc "$dir/ckpt/base" $clone_steps "${clone[*]}" "$dir/bc.jsonl"
     mentor mps "$dir/tasks/mps.jsonl" "$dir/ckpt/bc"
     train sft "$dir/ckpt/bc" $correct_steps "${correct[*]}" "$dir/mps/sft.jsonl"
-    mkdir -p "$dir/mps-all"                                                    # the same runs, all of them for SFT
-    [ -e "$dir/mps-all/mps.jsonl" ] || cp "$dir/mps/mps.jsonl" "$dir/mps-all/mps.jsonl"
-    mentor mps-all "$dir/tasks/mps.jsonl" "$dir/ckpt/bc" --sft-share 1
-    mentor probe "$dir/tasks/eval.jsonl" "$dir/ckpt/bc" --corrections 2        # its unsolved tasks: the hard subset
-    evaluate bc $all
-    evaluate sft $all
+    evaluate bc sampled
+    evaluate sft sampled beyond
+}
+again() {                      # NAME FLAGS…: the tasks of one mps.jsonl split otherwise; nothing is played again
+    mkdir -p "$dir/$1"
+    [ -e "$dir/$1/mps.jsonl" ] || cp "$shared/mps/mps.jsonl" "$dir/$1/mps.jsonl"
+    mentor "$1" "$shared/tasks/mps.jsonl" "$shared/ckpt/bc" "${@:2}"
 }
 
 # ---- arms: each from the files that `prepare` left ----
 build() {
-    local ckpt=$shared/ckpt tasks=$shared/tasks n
-    case "$1" in
+    local ckpt=$shared/ckpt tasks=$shared/tasks name=$1 part n
+    case "$name" in
+        leap0) serve --leap 0 ;;                           # it demonstrates what the student can do itself
+        noise*) serve --noise "0.${name#noise}" ;;         # it names another step than the first wrong one, that often
+        *) serve ;;
+    esac
+    case "$name" in
         prepare) prepare ;;
+
+        # reinforcement from SCoRe-SFT, all until equally many tokens are generated
+        rl) rl $name "$ckpt/sft" ;;
+        rl-adaptive) rl $name "$ckpt/sft" --start-at adaptive ;;
+        rl-question) rl $name "$ckpt/sft" --start-at question ;;                  # plain GRPO: outcomes alone count
+        rl-no-key) rl $name "$ckpt/sft" --no-key-step-reward ;;
+        rl-step-credit) rl $name "$ckpt/sft" --key-credit step ;;
+        grpo-bc) rl $name "$ckpt/bc" --start-at question ;;
+        arpo) program=baselines/arpo.py; rl $name "$ckpt/sft" ;;
+        sft-more)                                          # the corrected trajectories of RL's tasks too
+            again mps-all --sft-share 1
+            train $name "$ckpt/sft" $more_steps "${correct[*]}" "$dir/mps-all/sft.jsonl" ;;
+
+        # in place of correction: cloning, preferences, a corrector that is no teacher
         bc-all)
-            serve
             demonstrate mps "$tasks/mps.jsonl"
-            train bc-all "$ckpt/base" $((clone_steps + correct_steps)) "${clone[*]}" "$dir/bc.jsonl" "$dir/mps.jsonl"
-            evaluate bc-all $all ;;
-        sft-more)
-            serve
-            train sft-more "$ckpt/sft" $more_steps "${correct[*]}" "$dir/mps-all/sft.jsonl"
-            evaluate sft-more $all ;;
-        scale)                 # as many passes over a quarter, a half and twice the data of SCoRe-SFT
-            serve
+            train $name "$ckpt/base" $((clone_steps + correct_steps)) "${clone[*]}" "$dir/bc.jsonl" "$dir/mps.jsonl" ;;
+        resample|self)
+            mentor mps-$name "$tasks/mps.jsonl" "$ckpt/bc" --corrector ${name/self/student}
+            train $name "$ckpt/bc" $correct_steps "${correct[*]}" "$dir/mps-$name/sft.jsonl" ;;
+        dpo) prefer $name "$ckpt/bc" "$dir/mps/mps.jsonl" ;;
+        dpo-rl) prefer $name "$ckpt/sft" "$dir/mps/rl.jsonl" ;;                # the pairs that RL has
+
+        probe) mentor probe "$tasks/eval.jsonl" "$ckpt/bc" --corrections 2 ;;  # its unsolved tasks: the hard subset
+
+        # as many passes over a quarter, a half and twice the data of SCoRe-SFT
+        scale)
+            again mps-scale --sft-share 1
             n=$(wc -l < "$dir/mps/sft.jsonl")
             head -n $((n / 4)) "$dir/mps/sft.jsonl" > "$dir/sft-quarter.jsonl"
             head -n $((n / 2)) "$dir/mps/sft.jsonl" > "$dir/sft-half.jsonl"
-            cp "$dir/mps-all/sft.jsonl" "$dir/sft-all.jsonl"
+            cp "$dir/mps-scale/sft.jsonl" "$dir/sft-all.jsonl"
             for part in quarter half all; do
                 train sft-$part "$ckpt/bc" $((correct_steps * $(wc -l < "$dir/sft-$part.jsonl") / n)) "${correct[*]}" \
                     "$dir/sft-$part.jsonl"
-                evaluate sft-$part greedy sampled
+                evaluate sft-$part sampled
             done ;;
-        grpo-bc) serve; rl grpo-bc "$ckpt/bc" --no-short-horizon --no-key-step-reward; evaluate $1 $all ;;
-        grpo-sft) serve; rl grpo-sft "$ckpt/sft" --no-short-horizon --no-key-step-reward; evaluate $1 $all ;;
-        rl-no-horizon) serve; rl rl-no-horizon "$ckpt/sft" --no-short-horizon; evaluate $1 $all ;;
-        rl-no-key) serve; rl rl-no-key "$ckpt/sft" --no-key-step-reward; evaluate $1 $all ;;
-        rl) serve; rl rl "$ckpt/sft"; evaluate rl $all ;;
-        rl-again)              # the same once more, another draw; and those to compare with
-            serve
-            evaluate sft $kept
-            [ ! -e "$ckpt/rl-no-horizon/config.json" ] || evaluate rl-no-horizon $kept
-            recipe $1 --seed $((seed + 100)) --sampling-seed 1 ;;
-        rl-lr-low) serve; recipe $1 --lr 5e-5 ;;
-        rl-lr-high) serve; recipe $1 --lr 1e-3 ;;
-        rl-cool) serve; recipe $1 --temperature 0.6 ;;
-        rl-longer) serve; recipe $1 --steps $((reinforce_steps * 9 / 5)) ;;               # the tokens of one from the question
-        rl-no-negative) serve; program=demo/no_negative.py; recipe $1 ;;
-        noise*)                # the teacher names another step than the first wrong one, that often
-            serve --noise "0.${1#noise}"
-            dir=$dir/$1
-            mentor mps "$tasks/mps.jsonl" "$ckpt/bc"
-            train sft "$ckpt/bc" $correct_steps "${correct[*]}" "$dir/mps/sft.jsonl"
-            evaluate sft greedy sampled ;;
-        leap0)                 # the teacher demonstrates what the student can do itself
-            serve --leap 0
-            dir=$dir/$1
-            demonstrate bc "$tasks/bc.jsonl"
-            demonstrate mps "$tasks/mps.jsonl"
-            train bc "$ckpt/base" $clone_steps "${clone[*]}" "$dir/bc.jsonl"
-            train bc-all "$ckpt/base" $((clone_steps + correct_steps)) "${clone[*]}" "$dir/bc.jsonl" "$dir/mps.jsonl"
-            mentor mps "$tasks/mps.jsonl" "$dir/ckpt/bc"
-            train sft "$dir/ckpt/bc" $correct_steps "${correct[*]}" "$dir/mps/sft.jsonl"
-            for name in bc bc-all sft; do evaluate $name greedy sampled; done ;;
+        rl-lr-low) recipe $name --lr 5e-5 ;;
+        rl-lr-high) recipe $name --lr 1e-3 ;;
+        rl-cool) recipe $name --temperature 0.6 ;;
+        rl-no-negative) program=demo/no_negative.py; recipe $name ;;
+        leap0|noise*) control $name; return ;;
     esac
+    if [ -e "$dir/ckpt/$name/config.json" ] && [[ " $main $baselines grpo-bc " = *" $name "* ]]; then
+        evaluate $name sampled
+    fi
+    [ $name != rl ] || evaluate rl beyond
+}
+control() {                    # what `prepare` made, once more with another teacher
+    local ckpt=$shared/ckpt tasks=$shared/tasks from=$shared/ckpt/bc
+    dir=$dir/$1
+    if [ "$1" = leap0 ]; then
+        from=$dir/ckpt/bc
+        demonstrate bc "$tasks/bc.jsonl"
+        demonstrate mps "$tasks/mps.jsonl"
+        train bc "$ckpt/base" $clone_steps "${clone[*]}" "$dir/bc.jsonl"
+        train bc-all "$ckpt/base" $((clone_steps + correct_steps)) "${clone[*]}" "$dir/bc.jsonl" "$dir/mps.jsonl"
+        evaluate bc sampled
+        evaluate bc-all sampled
+    fi
+    mentor mps "$tasks/mps.jsonl" "$from"
+    train sft "$from" $correct_steps "${correct[*]}" "$dir/mps/sft.jsonl"
+    evaluate sft sampled
 }
 if [ -n "$unit" ]; then
     seed=${unit% *} shared=$out/seed-${unit% *} dir=$out/seed-${unit% *}
@@ -189,11 +210,10 @@ echo "$settings" > "$out/settings"
 side_by_side() { xargs -r -L 1 -P "$jobs" bash demo/study.sh ${quick:+--quick} --jobs "$jobs" --out "$out" --unit; }
 began=$SECONDS
 for seed in $seeds; do echo "$seed prepare"; done | side_by_side
-first_two=$(echo $seeds | cut -d' ' -f1-2) last=${seeds##* }
+first_five=$(echo $seeds | cut -d' ' -f1-5)
 for seed in $seeds; do
     todo=$main
-    [[ " $first_two " != *" $seed "* ]] || todo+=" $controls"
-    [ "$seed" != "$last" ] || todo+=" $settings_of_rl"
+    [[ " $first_five " != *" $seed "* ]] || todo+=" $baselines"
     for arm in ${arms:-$todo}; do echo "$seed $arm"; done
 done | side_by_side
 "$python" demo/study.py "$out"

@@ -182,8 +182,9 @@ def parse_args(argv=None):
                                 formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     p.add_argument("--out", required=True, help="folder for the task files")
     p.add_argument("--seed", type=int, default=0, help="another seed, another world of tasks")
+    p.add_argument("--searches", type=int, default=5, help="searches in the longest tasks of the other files")
     p.add_argument("--beyond", type=int, default=0,
-                   help="number of tasks that are longer than all others (7 or 8 amounts, 6 or 7 searches)")
+                   help="number of tasks that are longer than all others (7 or 8 amounts, one or two more searches)")
     for split, n in dict(bc=1000, mps=2000, dev=400, eval=500, pretrain=20000).items():
         p.add_argument(f"--{split}", type=int, default=n, help=f"number of {split} records")
     return p.parse_args(argv)
@@ -195,11 +196,12 @@ def main(args):
     except OSError as error:
         raise SystemExit(f"error: --out {args.out} cannot be made: {error.strerror}") from None
     rng, seen = random.Random(args.seed), set()
-    records = {split: make_tasks(rng, split, getattr(args, split), seen)
+    records = {split: make_tasks(rng, split, getattr(args, split), seen, hops=(2, args.searches))
                for split in ("eval", "dev", "bc", "mps")}
     records["pretrain"] = list(make_pretraining(rng, args.pretrain))
     if args.beyond:                                            # last: the other files are the same without it
-        records["beyond"] = make_tasks(rng, "beyond", args.beyond, seen, math=(7, 8), hops=(6, 7))
+        records["beyond"] = make_tasks(rng, "beyond", args.beyond, seen, math=(7, 8),
+                                       hops=(args.searches + 1, args.searches + 2))
     for split, rows in records.items():
         path = os.path.join(args.out, f"{split}.jsonl")
         with open(path + ".part", "w", encoding="utf-8") as f:

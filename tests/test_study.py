@@ -1,7 +1,7 @@
 """The study: the rule that decides whether an ordering holds, on files with known answers; longer tasks."""
 import json
 import random
-import shutil
+import re
 import subprocess
 
 import pytest
@@ -66,35 +66,117 @@ def test_parts_of_an_evaluation(runs):
 
 def test_gains_of_a_seed_are_paired_over_its_tasks(runs):
     rows = study.seeds_table(runs((20, 120, 130), arms=("bc", "sft", "rl"))).splitlines()
-    assert rows[2] == "| 0, greedy | – | – | – | – | – |"                          # was not run
     # 10 of 200 tasks turned right: sd 0.218 a task, over the square root of 200
-    assert rows[3] == "| 0, sampled | 10.0 | 60.0 | 65.0 | +50.0 ± 3.5 | +5.0 ± 1.5 |"
+    assert rows[2] == "| 0 | 10.0 | 60.0 | 65.0 | – | +50.0 ± 3.5 | +5.0 ± 1.5 |"  # adaptive: was not run
 
 
-def test_what_a_further_seed_does_not_reproduce_is_not_claimed(runs, tmp_path):
+def test_what_a_further_seed_does_not_reproduce_is_not_claimed(runs):
     pairs = runs(*[(20, 120, 140)] * 3, (20, 120, 110), arms=("bc", "sft", "rl"))
-    for run in pairs:
-        shutil.copytree(run.folder / "eval" / "sft-sampled", run.folder / "eval" / "sft-greedy")
-    _, verdicts = study.orderings(pairs[:3], pairs[3:])
+    table, verdicts = study.orderings(pairs[:3], pairs[3:])
     assert verdicts["sft", "bc"] == "holds" and verdicts["rl", "sft"] == study.REFUTED
     assert verdicts["rl", "sft-more"] == "not run"
+    assert table.count(" | 3 |") == 2                                              # seeds
     assert study.orderings(pairs[:3], [])[1]["rl", "sft"] == "holds"
     table = [line for line in study.again(pairs[3:], verdicts).splitlines() if " above " in line][1:]
     assert [line.split(" | ")[1] for line in table] == ["yes", "no"]
 
 
+# ---- the arms of RL: their logs ----
+
+def trained(run, arm, rows, **settings):
+    """The files that a training leaves: its log, its flags, the seconds that it took."""
+    folder = run.folder / "ckpt" / arm
+    folder.mkdir(parents=True)
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (folder / "args.json").write_text(json.dumps(dict(commit="0" * 40, args=settings)))
+    (run.folder / "done").mkdir(exist_ok=True)
+    (run.folder / "done" / arm).write_text("9.0 5.0 1.0\n")
+
+
+def steps_of_rl(accuracies, tokens=100, every=2, **fields):
+    """A log with an evaluation every so many steps."""
+    rows = []
+    for step in range(1, every * len(accuracies) + 1):
+        row = dict(step=step, generated_tokens=step * tokens, zero_variance=0.5, reward_correct=0.5, entropy=0.1)
+        if step % every == 0:
+            row["eval_accuracy"] = accuracies[step // every - 1]
+        rows.append(row | {name: values[step - 1] for name, values in fields.items()})
+    return rows
+
+
+def test_equal_rollouts_are_read_at_the_last_step_that_all_were_evaluated_at(runs):
+    three = runs(*[(100,)] * 3, arms=("sft",))
+    for i, run in enumerate(three):
+        trained(run, "rl", steps_of_rl([0.5, 0.6 + i / 100, 0.9]), prompts=4, group=2)
+        trained(run, "rl-question", steps_of_rl([0.5, 0.5]), prompts=4, group=2)
+    assert study.last_common_step(three, ["rl", "rl-question", "rl-no-key"]) == 4
+    mean, low, high, n = study.difference_at(three, "rl", "rl-question", 4)
+    assert (mean, n) == (pytest.approx(11), 3) and high - mean == pytest.approx(4.30 / 3 ** 0.5)   # 10, 11, 12
+    table = study.equal_rollouts(three)
+    assert table.startswith("After 4 steps, 32 rollouts:")
+    assert "| SCoRe-RL above RL from the question (plain GRPO) | **holds** | +11.0 (+8.5 to +13.5) |" in table
+    assert "| SCoRe-RL above SCoRe-RL without key-step reward | **not run** | – |" in table
+    (three[0].folder / "done" / "rl").unlink()                                     # not at its end: not compared
+    assert study.difference_at(three, "rl", "rl-question", 4) is None
+    assert study.equal_rollouts([]) == study.NOT_RUN
+
+
+def test_groups_without_variance_over_the_run(runs):
+    run, = runs((100,), arms=("sft",))
+    shares = [0.4, 0.4, 0.3, 0.3, 0.3, 0.3, 0.2, 0.2]
+    trained(run, "rl-adaptive", steps_of_rl([0.5] * 4, zero_variance=shares), prompts=4, group=2)
+    table = study.variance_table([run])
+    line = next(line for line in table.splitlines() if "adaptive" in line)
+    assert line == "| SCoRe-RL, adaptive starts | 8 | 64 | 1 | 30.0 | 40 → 20 | 50 → 50 | 0.100 → 0.100 |"
+    assert "At most 35 % without variance with adaptive starts: holds" in table
+    shares = [share + 0.1 for share in shares]
+    (run.folder / "ckpt" / "rl-adaptive" / "metrics.jsonl").unlink()
+    (run.folder / "ckpt" / "rl-adaptive" / "args.json").unlink()
+    (run.folder / "ckpt" / "rl-adaptive").rmdir()
+    trained(run, "rl-adaptive", steps_of_rl([0.5] * 4, zero_variance=shares), prompts=4, group=2)
+    assert "adaptive starts: does not hold** (40.0 %)" in study.variance_table([run])
+
+
+def test_budgets_hold_what_the_student_generated_and_the_teacher_wrote(runs):
+    run, = runs((100,), arms=("sft",))
+    (run.folder / "bc.jsonl").write_text(json.dumps(dict(usage=dict(teacher_completion_tokens=7))) + "\n")
+    for name in "mps", "mps-self":
+        (run.folder / name).mkdir()
+        usage = dict(teacher_completion_tokens=20, student_tokens=100)
+        (run.folder / name / "mps.jsonl").write_text((json.dumps(dict(usage=usage)) + "\n") * 2)
+    for arm in "bc", "sft", "self", "dpo":
+        trained(run, arm, [dict(step=1), dict(step=2)], batch=16)
+    trained(run, "rl", steps_of_rl([0.5] * 2, tokens=1000), prompts=4, group=2)
+    assert study.costs(run, "rl") == dict(seconds=18, tasks=3, teacher=47, generated=4200, examples=64, rollouts=32)
+    assert study.costs(run, "self")["generated"] == study.costs(run, "dpo")["generated"] == 200
+    assert study.costs(run, "resample") is None
+
+
 def test_settings_of_rl_show_the_course_of_their_runs(runs):
-    run, = runs((100, 120), arms=("sft", "rl-again"))
-    for arm in "sft", "rl-again":
-        (run.folder / "eval" / f"{arm}-sampled").rename(run.folder / "eval" / f"{arm}-dev-sampled")
-    (run.folder / "ckpt" / "rl-again").mkdir(parents=True)
-    rows = [dict(reward_correct=0.5 if step < 8 else 0.75, zero_variance=0.25, entropy=0.2 / (1 + step // 8))
-            for step in range(16)]
-    (run.folder / "ckpt" / "rl-again" / "metrics.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
+    run, = runs((120,), arms=("rl-cool",))
+    (run.folder / "eval" / "rl-cool-sampled").rename(run.folder / "eval" / "rl-cool-dev-sampled")
+    half = [0.5] * 4 + [0.75] * 4
+    trained(run, "rl-cool", steps_of_rl([0.5] * 4, reward_correct=half), prompts=4, group=2)
     table = study.recipe_table([run]).splitlines()
-    assert table[2] == "| SCoRe-SFT, where all start | – | – | – | – | 50.0 |"
-    assert table[3].endswith("| 50 → 75 | 25 → 25 | 0.200 → 0.100 | – | 60.0 |")
-    assert table[4].endswith("| – | – | – | – | – |")                              # was not run
+    assert table[4] == "| temperature 0.6 | 50 → 75 | 50 → 50 | 0.100 → 0.100 | 60.0 |"
+    assert table[5].endswith("| – | – | – | – |")                                  # was not run
+    assert study.recipe_table([]) == study.NOT_RUN
+
+
+def test_every_part_of_the_page_is_made_and_no_other():
+    with open(f"{ROOT}/demo/study.md", encoding="utf-8") as file:
+        asked = set(re.findall(r"{{(\w+)}}", file.read()))
+    with open(f"{ROOT}/demo/study.py", encoding="utf-8") as file:
+        made = re.search(r"parts = dict\((.*?)\n    page", file.read(), re.DOTALL)[1]
+    assert asked == set(re.findall(r"(\w+)=", made)) and len(asked) > 10
+
+
+def test_the_arms_of_the_script_are_those_of_the_page():
+    with open(f"{ROOT}/demo/study.sh", encoding="utf-8") as file:
+        script = file.read()
+    named = {arm for name in ("main", "baselines") for arm in re.search(rf'(?m)^{name}="(.*)"', script)[1].split()}
+    assert named - {"probe"} <= set(study.ARMS)
+    assert {arm for pair in study.ORDERINGS for arm in pair[:2]} <= named | {"bc", "sft"}
 
 
 def test_cost_is_the_steps_that_the_teacher_finds_wrong():
@@ -110,6 +192,10 @@ def test_cost_is_the_steps_that_the_teacher_finds_wrong():
     assert study.wrong_steps(played(right[0], "Lea=Lea/3\nprint(Lea)", *right[1:])) == 1
 
 
+def lengths(tasks):
+    return {(task["kind"], task["horizon"]) for task in tasks}
+
+
 def test_longer_tasks_leave_the_other_files_as_they_are(tmp_path):
     few = ["--seed", "3", "--bc", "20", "--mps", "20", "--dev", "20", "--eval", "20", "--pretrain", "20"]
     world.main(world.parse_args(["--out", str(tmp_path / "a"), *few]))
@@ -118,12 +204,18 @@ def test_longer_tasks_leave_the_other_files_as_they_are(tmp_path):
         assert path.read_bytes() == (tmp_path / "b" / path.name).read_bytes()
     assert not (tmp_path / "a" / "beyond.jsonl").exists()
     longer = study.read_jsonl(tmp_path / "b" / "beyond.jsonl")
-    lengths = {(t["kind"], t["horizon"]) for t in longer}
-    assert lengths == {("math", 7), ("math", 8), ("search", 6), ("search", 7)}
+    assert lengths(longer) == {("math", 7), ("math", 8), ("search", 6), ("search", 7)}
     for t in longer:
         steps = (len(world.parse_math(t["question"])[2]) + 1 if t["kind"] == "math"
                  else len(world.parse_search(t["question"])))
         assert steps == t["horizon"]
+
+
+def test_the_longest_search_is_a_flag(tmp_path):
+    world.main(world.parse_args(["--out", str(tmp_path), "--eval", "60", "--beyond", "12", "--searches", "6",
+                                 "--bc", "1", "--mps", "1", "--dev", "1", "--pretrain", "1"]))
+    assert {n for kind, n in lengths(study.read_jsonl(tmp_path / "eval.jsonl")) if kind == "search"} == {2, 3, 4, 5, 6}
+    assert {n for kind, n in lengths(study.read_jsonl(tmp_path / "beyond.jsonl")) if kind == "search"} == {7, 8}
 
 
 @pytest.mark.parametrize("flags, said", [(["--arms", "rl nonsense"], "no arm 'nonsense'"),
