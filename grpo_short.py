@@ -217,7 +217,7 @@ def parse_args(argv: list[str] | None = None, more: Callable | None = None) -> a
     g.add_argument("--clip", type=positive, default=0.2, help="ratios within 1 ± clip carry a gradient")
     g.add_argument("--dual-clip", type=dual, default=3.0, help="bound on the loss where A < 0; 0: none")
     g.add_argument("--anchor", choices=["trainer", "engine"],
-                   help="whose log-probs are pi_old (default: the trainer's, if the engine is another model)")
+                   help="whose log-probs are pi_old (default: the trainer's, if a copy or vLLM generates)")
     g.add_argument("--tis-cap", type=from_one, default=2.0, help="largest weight with --anchor trainer")
     g.add_argument("--kl", type=not_negative, default=0.0, help="weight of the KL term to the starting model")
     g.add_argument("--max-logp-gap", type=positive, default=0.2, help="stop at a larger gap, nats a token")

@@ -48,7 +48,7 @@ from plumbing.values import not_negative, share, whole
 
 def more_flags(p: Parser) -> None:
     p.description = p.description.replace(grpo_short.__doc__, __doc__)
-    p.set_defaults(start_at="question")
+    p.set_defaults(start_at="question", vllm_memory=0.4)   # vLLM is awake while entropies are computed
     g = p.add_argument_group("branching")
     g.add_argument("--initial-rollouts", type=whole(1), help="N, from the start (default: half of --group)")
     g.add_argument("--beam-size", type=whole(1), default=2, help="1 + the branches tried at a place")
