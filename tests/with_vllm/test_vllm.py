@@ -101,16 +101,13 @@ def test_qwen2_with_tied_embeddings_and_biases(tokenizer, records, tmp_path, tea
     assert len(rows) == 2 and all(max(r["logp_gap"], r["sync_gap"]) < 1e-4 for r in rows)
 
 
-@pytest.mark.parametrize("dtype", ["fp32", "bf16"])
-def test_responses_become_shorter(dtype, student, tmp_path):
+def test_responses_become_shorter_in_bf16(student, tmp_path):
     """With the trainer as anchor no token is outside the clip range before an update; with the engine it is said."""
-    rows = shorten(tmp_path / "trainer", student, 0, "--engine", "vllm", "--dtype", dtype)
+    rows = shorten(tmp_path / "trainer", student, 0, "--engine", "vllm", "--dtype", "bf16")
     before, after = first_and_last(rows)
     assert after < 0.6 * before and all(row["outside_first"] == 0 for row in rows)
-    by_engine = shorten(tmp_path / "engine", student, 0, "--engine", "vllm", "--dtype", dtype, "--anchor", "engine",
-                        "--steps", 1)
-    row, = by_engine
-    print(f"{dtype}: outside the clip range before the first update: 0 by the trainer, {row['outside_first']:.4f} by the "
+    row, = shorten(tmp_path / "engine", student, 0, "--engine", "vllm", "--dtype", "bf16", "--anchor", "engine",
+                   "--steps", 1)
+    print(f"bf16: outside the clip range before the first update: 0 by the trainer, {row['outside_first']:.4f} by the "
           f"engine; gap {row['logp_gap']:.1e}, 99th percentile {row['logp_gap_p99']:.1e}, largest {row['logp_gap_max']:.1e}")
-    assert row["outside_first"] == pytest.approx(0, abs=0 if dtype == "fp32" else 0.01)
-    assert row["logp_gap_p99"] < (1e-4 if dtype == "fp32" else 0.1)
+    assert row["outside_first"] < 0.01 and 1e-4 < row["logp_gap_p99"] < 0.1
