@@ -33,8 +33,11 @@ def play_with_noise(engine, episodes, **how):
         episode.logps = [logp + more for logp, more in zip(episode.logps, added.tolist())]
 
 
-grpo_short.reward = reward
+def main(args):
+    grpo_short.main(args, reward)
+
+
 if noise:
     TorchEngine.play = play_with_noise
 if __name__ == "__main__":
-    grpo_short.cli(grpo_short.main, grpo_short.parse_args(sys.argv[2:]))
+    grpo_short.cli(main, grpo_short.parse_args(sys.argv[2:]))
