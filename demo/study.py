@@ -216,6 +216,8 @@ def equal_rollouts(runs: list[Run]) -> str:
     pairs = [(b, w) for b, w, _ in ORDERINGS if b in RL_ARMS[:5] and w in RL_ARMS[:5]]
     found = {pair: difference_at(runs, *pair, step) for pair in pairs}
     args = next(run.settings(arm) for run in runs for arm in RL_ARMS[:5] if run.log(arm))
+    if len(runs) < 3:
+        return "Read from three seeds and more."
     rows = [[f"{ARMS[better][0]} above {ARMS[worse][0]}", f"**{verdict(d)}**", points(d)]
             for (better, worse), d in found.items()]
     arms = [[ARMS[arm][0], spread([run.at_step(arm, step) for run in runs])] for arm in RL_ARMS[:5]]
@@ -237,7 +239,7 @@ def again(further: list[Run], verdicts: Verdicts) -> str:
 
 # ---- tables ----
 
-LONGEST = dict(math=6, search=6)                         # amounts, searches of the longest tasks in training
+LONGEST = dict(math=6, search=8)                         # amounts, searches of the longest tasks in training
 STEPS_OF = dict(math="mathematics, amounts", search="search, searches")
 
 
@@ -357,9 +359,11 @@ def interventions_table(runs: list[Run]) -> str:
         return [r for r in records if r["outcome"] != "failed" and part.items() <= r.items()]
 
     shares, lengths, kinds = [], [], ("math", "search")
-    for name in [*map(str, range(6)), "not solved: hard"]:
-        shares.append([name, *(spread([100 * statistics.fmean(label(r) == name for r in of(run, kind=kind))
-                                       for run in runs]) for kind in kinds)])
+    most = max((r["interventions"] for run in runs for r in of(run)), default=0)
+    for name in [*map(str, range(most + 1)), "not solved: hard"]:
+        played = [[of(run, kind=kind) for run in runs] for kind in kinds]
+        shares.append([name, *(spread([100 * statistics.fmean(label(r) == name for r in records)
+                                       for records in seeds if records]) for seeds in played)])
     for length in range(2, max(LONGEST.values()) + 1):
         found = [[of(run, kind=kind, horizon=length) for run in runs] for kind in kinds]
         lengths.append([length, *(spread([statistics.fmean(r["interventions"] for r in records)

@@ -104,7 +104,7 @@ recipe() { rl "$1" "$dir/ckpt/sft" "${@:2}"; evaluate "$1" dev-sampled; }      #
 
 prepare() {                    # what all arms of a seed share: tasks, BC-init, the corrected trajectories, SCoRe-SFT
     stage tasks "$python" demo/world.py --out "$dir/tasks" --seed "$seed" --bc $bc --mps $mps --dev $dev --eval $eval \
-        --beyond $beyond --searches $searches
+        --beyond $beyond --searches $searches --search-every $search_every
     stage init "$python" demo/student.py --out "$dir/ckpt/init" --seed "$seed"
     train base "$dir/ckpt/init" $pretrain_steps "${pretrain[*]}" "$dir/tasks/pretrain.jsonl"
     demonstrate bc "$dir/tasks/bc.jsonl"
@@ -122,7 +122,7 @@ again() {                      # NAME FLAGS…: the tasks of one mps.jsonl split
 
 # ---- arms: each from the files that `prepare` left ----
 build() {
-    local ckpt=$shared/ckpt tasks=$shared/tasks name=$1 part n
+    local ckpt=$shared/ckpt tasks=$shared/tasks name=$1 part data n
     case "$name" in
         leap0) serve --leap 0 ;;                           # it demonstrates what the student can do itself
         noise*) serve --noise "0.${name#noise}" ;;         # it names another step than the first wrong one, that often
@@ -149,7 +149,9 @@ build() {
             train $name "$ckpt/base" $((clone_steps + correct_steps)) "${clone[*]}" "$dir/bc.jsonl" "$dir/mps.jsonl" ;;
         resample|self)
             mentor mps-$name "$tasks/mps.jsonl" "$ckpt/bc" --corrector ${name/self/student}
-            train $name "$ckpt/bc" $correct_steps "${correct[*]}" "$dir/mps-$name/sft.jsonl" ;;
+            data=$dir/mps-$name/sft.jsonl
+            [ -z "$quick" ] || data=$dir/mps/sft.jsonl     # a student that has learned nothing corrects nothing
+            train $name "$ckpt/bc" $correct_steps "${correct[*]}" "$data" ;;
         dpo) prefer $name "$ckpt/bc" "$dir/mps/mps.jsonl" ;;
         dpo-rl) prefer $name "$ckpt/sft" "$dir/mps/rl.jsonl" ;;                # the pairs that RL has
 

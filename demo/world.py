@@ -100,11 +100,12 @@ def parse_search(question):
 
 # ---- files ----
 
-def make_tasks(rng, split, count, seen, math=(2, 6), hops=(2, 5)):
-    """`count` tasks, half of each kind, horizons cycled evenly, no question from `seen` (which grows)."""
+def make_tasks(rng, split, count, seen, math=(2, 6), hops=(2, 5), search_every=2):
+    """`count` tasks, horizons cycled evenly within each kind, no question from `seen` (which grows)."""
     tasks = []
     while len(tasks) < count:
-        kind, turn = ("math", "search")[len(tasks) % 2], len(tasks) // 2
+        searches, place = divmod(len(tasks), search_every)
+        kind, turn = ("search", searches) if place == search_every - 1 else ("math", len(tasks) - searches)
         low, high = math if kind == "math" else hops
         horizon = low + turn % (high - low + 1)
         question, answer = (make_math if kind == "math" else make_search)(rng, horizon)
@@ -182,6 +183,7 @@ def parse_args(argv=None):
                                 formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     p.add_argument("--out", required=True, help="folder for the task files")
     p.add_argument("--seed", type=int, default=0, help="another seed, another world of tasks")
+    p.add_argument("--search-every", type=int, default=2, help="one task in so many is a search, the others mathematics")
     p.add_argument("--searches", type=int, default=5, help="searches in the longest tasks of the other files")
     p.add_argument("--beyond", type=int, default=0,
                    help="number of tasks that are longer than all others (7 or 8 amounts, one or two more searches)")
@@ -196,12 +198,14 @@ def main(args):
     except OSError as error:
         raise SystemExit(f"error: --out {args.out} cannot be made: {error.strerror}") from None
     rng, seen = random.Random(args.seed), set()
-    records = {split: make_tasks(rng, split, getattr(args, split), seen, hops=(2, args.searches))
+    records = {split: make_tasks(rng, split, getattr(args, split), seen, hops=(2, args.searches),
+                                 search_every=args.search_every)
                for split in ("eval", "dev", "bc", "mps")}
     records["pretrain"] = list(make_pretraining(rng, args.pretrain))
     if args.beyond:                                            # last: the other files are the same without it
         records["beyond"] = make_tasks(rng, "beyond", args.beyond, seen, math=(7, 8),
-                                       hops=(args.searches + 1, args.searches + 2))
+                                       hops=(args.searches + 1, args.searches + 2),
+                                       search_every=args.search_every)
     for split, rows in records.items():
         path = os.path.join(args.out, f"{split}.jsonl")
         with open(path + ".part", "w", encoding="utf-8") as f:

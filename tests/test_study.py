@@ -211,11 +211,16 @@ def test_longer_tasks_leave_the_other_files_as_they_are(tmp_path):
         assert steps == t["horizon"]
 
 
-def test_the_longest_search_is_a_flag(tmp_path):
-    world.main(world.parse_args(["--out", str(tmp_path), "--eval", "60", "--beyond", "12", "--searches", "6",
-                                 "--bc", "1", "--mps", "1", "--dev", "1", "--pretrain", "1"]))
-    assert {n for kind, n in lengths(study.read_jsonl(tmp_path / "eval.jsonl")) if kind == "search"} == {2, 3, 4, 5, 6}
-    assert {n for kind, n in lengths(study.read_jsonl(tmp_path / "beyond.jsonl")) if kind == "search"} == {7, 8}
+def test_the_longest_search_and_the_share_of_searches_are_flags(tmp_path):
+    few = ["--bc", "1", "--mps", "1", "--dev", "1", "--pretrain", "1"]
+    world.main(world.parse_args(["--out", str(tmp_path), *few, "--eval", "120", "--beyond", "16", "--searches", "6",
+                                 "--search-every", "4"]))
+    tasks, longer = (study.read_jsonl(tmp_path / f"{name}.jsonl") for name in ("eval", "beyond"))
+    assert [task["kind"] for task in tasks[:8]] == ["math", "math", "math", "search"] * 2
+    assert lengths(tasks) == {("math", n) for n in range(2, 7)} | {("search", n) for n in range(2, 7)}
+    assert lengths(longer) == {("math", 7), ("math", 8), ("search", 7), ("search", 8)}
+    amounts = [task["horizon"] for task in tasks if task["kind"] == "math"]
+    assert {amounts.count(n) for n in range(2, 7)} == {18}                         # evenly
 
 
 @pytest.mark.parametrize("flags, said", [(["--arms", "rl nonsense"], "no arm 'nonsense'"),
