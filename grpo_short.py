@@ -22,7 +22,7 @@ model. Plain GRPO is `--start-at question`, which has no key step.
              --engine vllm --zero 3 --checkpointing --teacher-url http://teacher:8000 \\
              --search http:https://google.serper.dev/search --search-cache search.sqlite
 
-Logged each step in metrics.jsonl (glossary: --help). The loss, about 0 at first, is no measure of progress.
+Logged each step in metrics.jsonl (glossary: plumbing/rl_log.py). The loss, about 0 at first, says nothing.
 """
 import argparse
 import math
