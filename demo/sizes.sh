@@ -7,14 +7,14 @@ reinforce_steps=48 reinforce=(--prompts 24 --group 8 --mini-batch 12 --micro-bat
 limits=(--max-steps 8 --max-tokens 240)
 far=(--max-steps 10 --max-tokens 360)                                          # for tasks of up to 8 operations
 if [ -n "${study:-}" ]; then                   # a student that leaves RL room, few starts that are visited often
-    mps=800 dev=400 eval=800 searches=8 search_every=4                         # one task in four is a search
+    mps=800 dev=400 eval=800 searches=7 search_every=4                         # one task in four is a search
     pretrain_steps=1200
     mentored=(--corrections 4 --sft-share 0.9 --rl-easy 0.5)
     tokens=320000 most_steps=200 look_every=12                                 # of RL
     more_steps=1000                                                            # of SFT: the seconds of an arm of RL
     prefer_steps=200 prefer=(--batch 16 --micro-batch 8 --lr 1e-4 --weight-decay 0)
-    limits=(--max-steps 10 --max-tokens 320)
-    far=(--max-steps 12 --max-tokens 400)
+    limits=(--max-steps 9 --max-tokens 300)
+    far=(--max-steps 11 --max-tokens 360)
 fi
 if [ -n "$quick" ]; then
     bc=40 mps=24 dev=16 eval=12 beyond=8 mentored=(--corrections 5 --rl-easy 0.5)

@@ -239,7 +239,7 @@ def again(further: list[Run], verdicts: Verdicts) -> str:
 
 # ---- tables ----
 
-LONGEST = dict(math=6, search=8)                         # amounts, searches of the longest tasks in training
+LONGEST = dict(math=6, search=7)                         # amounts, searches of the longest tasks in training
 STEPS_OF = dict(math="mathematics, amounts", search="search, searches")
 
 
