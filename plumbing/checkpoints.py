@@ -88,7 +88,7 @@ TORN = (OSError, RuntimeError, AssertionError, ValueError, LookupError, EOFError
 def load_state(trainer: Any, out: str) -> dict[str, Any]:
     """-> what `save_state` was given, or {} for a fresh start."""
     folder = os.path.join(out, "state")
-    if not os.path.exists(os.path.join(folder, "latest")):
+    if saved_step(out) is None:
         return {}
     from deepspeed.runtime.zero.utils import ZeRORuntimeException
     try:
