@@ -12,7 +12,7 @@ if [ -n "${study:-}" ]; then                   # a student that leaves RL room, 
     mentored=(--corrections 4 --sft-share 0.9 --rl-easy 0.5)
     tokens=320000 most_steps=200 look_every=12                                 # of RL
     more_steps=1000                                                            # of SFT: the seconds of an arm of RL
-    prefer_steps=200 prefer=(--batch 16 --micro-batch 8 --lr 1e-4 --weight-decay 0)
+    prefer_steps=200 prefer=(--batch 16 --micro-batch 8 --lr 1e-5 --weight-decay 0)
     limits=(--max-steps 9 --max-tokens 300)
     far=(--max-steps 11 --max-tokens 360)
 fi
