@@ -471,7 +471,7 @@ def cli(found):
         found["grpo"] = together({f"grpo {dtype} zero {zero}": (
             "grpo_short.py", "--model", trained, "--data", path("rl.jsonl"), "--teacher-url", url,
             "--prompts", 4, "--mini-batch", 2, "--group", 6, "--steps", 2, "--lr", "1e-3",
-            "--max-tokens", 60, "--dtype", dtype, "--zero", zero)
+            "--max-tokens", 60, "--max-failed", 1, "--dtype", dtype, "--zero", zero)
             for dtype, zero in ways}, path, log)
         server.shutdown()
 
