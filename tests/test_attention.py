@@ -83,7 +83,8 @@ def test_half_precision_on_cuda_takes_flash_attention(policy, groups, as_on_a_gp
     use_segments(policy.model, "torch")
     calls = []
     real = varlen.varlen_attn
-    monkeypatch.setattr(plumbing.attention, "asks_for_shared_heads", lambda _: True)
+    asks = plumbing.attention.asks_for_shared_heads(real)
+    monkeypatch.setattr(plumbing.attention, "asks_for_shared_heads", lambda _: asks)
     monkeypatch.setattr(varlen, "varlen_attn", lambda *a, **k: calls.append(1) or real(*a, **k))
     monkeypatch.setattr(torch.Tensor, "is_cuda", True)
     flash = results(policy, tree(groups))
