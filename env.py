@@ -254,7 +254,8 @@ class Episode:
         self.loss_mask += [1] * len(ids)
         self.logps += logps
         content = ids[:-1] if complete or strays else ids
-        seen = self.turn(chat.tokenizer.decode(content), complete)
+        text = chat.tokenizer.decode(content, clean_up_tokenization_spaces=False)      # as it was written
+        seen = self.turn(text, complete)
         if strays:
             self.stop = "format"
             seen = None

