@@ -25,7 +25,7 @@ if [ "${student:-tiny}" != tiny ]; then        # 135M pretrained parameters: on 
                                   --weight-decay 0)
     limits=(--max-steps 8 --max-tokens 440)                                    # its tokens are shorter
     if [ "$size" = gpu ]; then
-        dtype=bf16 bc=600 mps=256
+        dtype=bf16 bc=600 mps=384
         clone_steps=120    clone=(--batch 16 --row-tokens 8192 --lr 5e-4 --weight-decay 0)
         correct_steps=120  correct=(--batch 16 --row-tokens 8192 --lr 3e-4 --weight-decay 0)
         reinforce_steps=6  reinforce=(--prompts 32 --group 8 --rollout-batch 256 --mini-batch 16

@@ -45,6 +45,7 @@ def load(path, dtype):
     tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence([
         pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)])
     loaded = transformers.AutoModelForCausalLM.from_pretrained(**where, dtype=torch.float32)
+    tokenizer.eos_token = tokenizer.convert_ids_to_tokens(loaded.config.eos_token_id)      # Transformers 5.17 errs
     config = loaded.config.to_dict()
     config.pop("quantization_config", None)                # newer versions of Transformers save no model with it
     model = type(loaded)(type(loaded.config).from_dict(config))
