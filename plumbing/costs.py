@@ -13,6 +13,7 @@ The servers of the teacher and of the search are not part of a run: their second
 """
 import io
 import json
+import os
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -125,12 +126,19 @@ def records_of(out: Path, flags: Record) -> list[Path]:
     return []
 
 
+def flags_in(run: Path) -> Iterator[Path]:
+    """The args.json of all stages in a folder. Hidden ones in it are left out: of .venv, say."""
+    for folder, inside, files in os.walk(run):
+        inside[:] = [name for name in inside if not name.startswith(".")]
+        for name in files:
+            if name == "args.json" or name.endswith(".args.json"):
+                yield Path(folder) / name
+
+
 def stages_of(run: Path) -> list[Stage]:
     """The stages whose files are in a folder, in the order in which they were begun."""
     found = []
-    for path in run.rglob("*args.json"):
-        if path.name != "args.json" and not path.name.endswith(".args.json"):
-            continue
+    for path in flags_in(run):
         stage = stage_of(path, run)
         if stage is not None:
             costs = path.parent / f"{path.name.removesuffix('args.json')}costs" / "rank0.jsonl"

@@ -121,6 +121,7 @@ def test_a_folder_that_has_gone_ends_no_run(tmp_path, monkeypatch):
 
 # ---- the stages ----
 
+@pytest.mark.slow
 def test_stages_write_what_they_spend(tmp_path, teacher_url, checkpoint, capsys):
     """Demonstrations, a training, mentoring and an evaluation, with a cache of replies."""
     write(tmp_path / "tasks.jsonl", tasks(6))
@@ -163,6 +164,7 @@ def test_stages_write_what_they_spend(tmp_path, teacher_url, checkpoint, capsys)
     assert "per solved task" in (tmp_path / "report.html").read_text()
 
 
+@pytest.mark.slow
 def test_a_killed_run_is_counted_to_the_last_ten_seconds(tmp_path, teacher_url):
     """Killed on its way and given again, bc.py has paid for each reply once, and says so."""
     import teacher
