@@ -15,6 +15,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+from plumbing import spending
 from plumbing.chat_template import apply_template, control_ids, control_tokens, take_apart
 from plumbing.cli import InputError
 from plumbing.engines import Engine
@@ -247,6 +248,7 @@ class Episode:
 
     def token_turn(self, chat: Chat, ids: list[int], logps: list[float]) -> list[int] | None:
         """`turn` for sampled tokens -> the tokens that stand between this turn and the next, or None."""
+        spending.count(student_tokens=len(ids))
         last = ids[-1] if ids else None
         complete = last == chat.end
         strays = not complete and last in chat.stray        # it wrote, say, "<|endoftext|>"

@@ -3,6 +3,7 @@
   run     model, task files -> OUT/predictions.jsonl (one line per task and run), OUT/results.json, a table
   table   OUT folders       -> one table of all, and the paper's tables with our rows where benchmarks match
   report  a RUN folder      -> RUN/report.html (one file that opens from disk) and RUN/plots/*.png
+  cost    RUN folders       -> seconds, tokens and teacher calls of every stage and of a solved task
 
   CPU     python eval.py run --model ckpt/rl --tasks tasks/eval.jsonl --out eval/rl-greedy --greedy
   1 GPU   python eval.py run --model ckpt/rl --tasks benchmarks/*/test.jsonl --out eval/rl --engine vllm \\
@@ -35,6 +36,7 @@ from pathlib import Path
 import env
 import judge
 from baselines import prompting
+from plumbing import costs
 from plumbing.answers import qa_score
 from plumbing.benchmarks import F1_BENCHMARKS, benchmark_of, gaia_level, named_benchmark
 from plumbing.chat_api import BadReply
@@ -62,7 +64,7 @@ from sandbox import set_sandbox
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = Parser(__doc__)
-    commands = parser.add_subparsers(dest="command", required=True, metavar="run | table | report")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="run | table | report | cost")
     p = commands.add_parser("run", help="evaluate a model on task files")
     add_run_flags(p)
     p = commands.add_parser("table", help="one table of several result folders")
@@ -74,6 +76,9 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     p.add_argument("run_dir", type=Path, metavar="RUN", help="folder with bc.jsonl, mps/, ckpt/, eval/")
     p.add_argument("--trajectories", type=whole(0), default=1000, help="number of trajectories on the page")
     p.add_argument("--characters", type=whole(1), default=4000, help="characters shown of one message")
+    p = commands.add_parser("cost", help="what the stages of a run cost, in all and per solved task",
+                            description=costs.__doc__)
+    p.add_argument("runs_made", nargs="+", type=Path, metavar="RUN", help="folders with the files of stages")
     args = parser.parse_args(argv)
     if args.command == "run":
         check_run_flags(parser, args)
@@ -276,9 +281,9 @@ def run(args: argparse.Namespace, engine: Engine | None = None) -> None:
     # ---- rollout ----
     if rank == 0:                                          # again: now the name of the judge is known
         check_resume(args, before, wanted, key=key_of)
-        save_args(args)
         merge_predictions(args.out)
     wait_for_ranks("merging what is there")
+    save_args(args)
     done = {key for key, prediction in read_predictions(args.out).items() if not has_failed(prediction)}
     wait_for_ranks("reading what is there")                # nobody writes before everybody has read
     todo = [task for task in wanted if key_of(task) not in done]
@@ -303,7 +308,7 @@ def run(args: argparse.Namespace, engine: Engine | None = None) -> None:
         print(results_table(results))
 
 
-# ---- table, report ----
+# ---- table, report, cost ----
 
 def table(args: argparse.Namespace) -> None:
     """Print all results as one table, and the paper's tables with our rows."""
@@ -324,7 +329,15 @@ def report(args: argparse.Namespace) -> None:
     make_page(args.run_dir, panels, all_results, sources, args.trajectories, args.characters)
 
 
-COMMANDS = {"run": run, "table": table, "report": report}
+def cost(args: argparse.Namespace) -> None:
+    """Print what each run cost, and several runs side by side."""
+    tables = [costs.cost_tables(folder) for folder in args.runs_made]
+    if len(tables) > 1:
+        tables.append(costs.comparison(args.runs_made))
+    print("\n\n".join(tables))
+
+
+COMMANDS = {"run": run, "table": table, "report": report, "cost": cost}
 
 if __name__ == "__main__":
     arguments = parse_args()

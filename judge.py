@@ -30,9 +30,9 @@ from plumbing.cli import InputError, Parser, cli, teacher_flags
 from plumbing.decontaminate import decontaminate
 from plumbing.records import Record, as_list
 from plumbing.replies import Verdict, same_step_cheap
-from plumbing.tasks import read_tasks
+from plumbing.tasks import read_records, read_tasks
 from plumbing.thinking import after_thinking
-from plumbing.trajectory import Messages, Step, render, render_step, step_of
+from plumbing.trajectory import Messages, Step, fault_of_turns, render, render_step, step_of
 from plumbing.values import positive_share, whole
 
 # What others use of this script; the last three are the rules of plumbing/answers.py.
@@ -245,12 +245,41 @@ def same_step(teacher: Teacher | None, question: str, before: Messages, a: Step,
 
 # ---- audit: how well does a teacher find the first error? ----
 
+def known_errors(path: str) -> list[Record]:
+    """Runs with `messages` and their known `first_wrong_step`, -1 if none is wrong; InputError.
+
+    A file has either trajectories with that field, or solutions as ProcessBench has them: "problem", "steps"
+    and "label".
+    """
+    _, first = read_records(path)[0]
+    is_trajectory = "messages" in first
+    number, steps = ("first_wrong_step", "messages") if is_trajectory else ("label", "steps")
+    tasks = read_tasks(path, (steps, number))
+    for task in tasks:
+        where = f"{path}, task {task['id']}"
+        if is_trajectory:
+            fault = fault_of_turns(task["messages"])
+            if fault:
+                raise InputError(f'{where}: the field "messages" {fault}')
+        else:
+            texts = isinstance(task["steps"], list) and all(isinstance(step, str) for step in task["steps"])
+            if not texts or not task["steps"]:
+                raise InputError(f'{where}: the field "steps" is empty or not a list of texts')
+            task["messages"] = [{"role": "user", "content": task["question"]}]
+            task["messages"] += [{"role": "assistant", "content": step} for step in task["steps"]]
+        last = step_of(task["messages"]) - 1
+        if type(task[number]) is not int or not -1 <= task[number] <= last:
+            raise InputError(f'{where}: the field "{number}" is neither -1 nor the number of one of its '
+                             f"{last + 1} steps, which count from 0")
+        task["first_wrong_step"] = task[number]
+    return tasks
+
+
 def named_first_error(teacher: Teacher, task: Record) -> int | None:
-    """The first wrong step of a solution by the teacher's verdict, -1 if none; None for an unusable reply."""
-    messages = [{"role": "user", "content": task["question"]}]
-    messages += [{"role": "assistant", "content": step} for step in task["steps"]]
+    """The first wrong step of a run by the teacher's verdict, -1 if none; None for an unusable reply."""
     try:
-        verdict = teacher.verdict(task["question"], task["answer"], messages)
+        verdict = teacher.verdict(task["question"], task["answer"], task["messages"], task.get("prediction"),
+                                  task.get("stop"))
     except BadReply:
         return None
     if verdict.correct:
@@ -263,32 +292,38 @@ def percent(hits: list[bool]) -> float:
     return 100 * sum(hits) / max(1, len(hits))
 
 
+def audit_row(true: list[int], named: list[int | None]) -> dict[str, float]:
+    """How the steps that a teacher named compare with the true ones, in per cent.
+
+    Of runs with an error: exact, earlier, later, or none (said to be right); of those without one: correct.
+    F1 is the harmonic mean of exact and correct. The rest are unusable replies, which are counted.
+    """
+    pairs = list(zip(named, true))
+    of_error = [(step, error) for step, error in pairs if error >= 0]
+    row = {"exact": percent([step == error for step, error in of_error]),
+           "earlier": percent([step is not None and 0 <= step < error for step, error in of_error]),
+           "later": percent([step is not None and step > error for step, error in of_error]),
+           "none": percent([step == -1 for step, _ in of_error]),
+           "correct": percent([step == -1 for step, error in pairs if error < 0])}
+    row["F1"] = 2 * row["exact"] * row["correct"] / max(1e-9, row["exact"] + row["correct"])
+    return row | {"unusable": named.count(None)}
+
+
 def audit(args: argparse.Namespace) -> None:
-    """Print the accuracy on solutions with an error and on those without, and their harmonic mean, F1."""
+    """Print for each file how often the first error is named exactly, earlier, later: see `audit_row`."""
     from tqdm import tqdm
     teacher = Teacher.from_args(args)
     scores = []
-    print(f"{'file':30} {'n':>6} {'error':>7} {'correct':>8} {'F1':>6} {'unusable':>9}")
+    print(f"{'file':30} {'n':>6}" + "".join(f"{name:>9}" for name in audit_row([], [])))
     for path in args.data:
-        tasks = read_tasks(path, ("steps", "label"))
-        for task in tasks:
-            texts = isinstance(task["steps"], list) and all(isinstance(step, str) for step in task["steps"])
-            where = f"{path}, task {task['id']}"
-            if not texts or not task["steps"]:
-                raise InputError(f'{where}: the field "steps" is empty or not a list of texts')
-            if type(task["label"]) is not int or not -1 <= task["label"] < len(task["steps"]):
-                raise InputError(f'{where}: the field "label" is neither -1 nor the number of one of its '
-                                 f'{len(task["steps"])} steps, which count from 0')
+        tasks = known_errors(path)
         with ThreadPoolExecutor(args.concurrency) as pool:
             replies_of = pool.map(lambda task: named_first_error(teacher, task), tasks)
             found = list(tqdm(replies_of, path, len(tasks)))
-        labels = [task["label"] for task in tasks]
-        with_error = percent([step == label for step, label in zip(found, labels) if label >= 0])
-        without_error = percent([step == label for step, label in zip(found, labels) if label < 0])
-        f1_score = 2 * with_error * without_error / max(1e-9, with_error + without_error)
-        scores.append(f1_score)
-        print(f"{os.path.basename(path):30} {len(tasks):6} {with_error:7.1f} {without_error:8.1f} "
-              f"{f1_score:6.1f} {found.count(None):9}")
+        row = audit_row([task["first_wrong_step"] for task in tasks], found)
+        scores.append(row["F1"])
+        shares = [f"{value:9.1f}" for name, value in row.items() if name != "unusable"]
+        print(f"{os.path.basename(path):30} {len(tasks):6}{''.join(shares)}{row['unusable']:9}")
     print(f"average F1 of {teacher.model}: {sum(scores) / len(scores):.1f}")
     print("for comparison, on ProcessBench: Qwen2.5-72B-Instruct 61.2, GPT-4o 61.9, QwQ-32B-Preview 71.5")
     print(teacher.summary())
@@ -300,8 +335,10 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = Parser("Measure a teacher before a run, or clean a file of tasks.")
     commands = parser.add_subparsers(dest="command", required=True, metavar="audit | decontaminate")
     p = commands.add_parser("audit",
-                            help="first-error accuracy and F1 of a teacher (ProcessBench)")
-    p.add_argument("--data", nargs="+", required=True, help="JSONL: problem, steps, label (first error, -1)")
+                            help="how often a teacher names the first wrong step exactly, earlier, later")
+    p.add_argument("--data", nargs="+", required=True,
+                   help="JSONL: trajectories with first_wrong_step (bench/teacher.py writes some), or "
+                        "ProcessBench's problem, steps, label; -1: no error")
     teacher_flags(p, judge=False)
     p.set_defaults(run=audit)
     p = commands.add_parser("decontaminate", help="drop tasks that a benchmark has too")

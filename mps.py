@@ -372,8 +372,8 @@ def main(args: argparse.Namespace) -> None:
     search = search_from_args(args)
     if rank == 0:
         check_resume(args, settled(args.out).values(), tasks, may_change=("batch",))
-        save_args(args)
     wait_for_ranks("checking what is there")
+    save_args(args)
     done = settled(args.out)
     unsettled = [t for t in tasks if t["id"] not in done]
     wait_for_ranks("reading what is there")                # nobody writes before all have read

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import teacher
+from plumbing.costs import in_records
 
 Record = dict[str, Any]
 Difference = tuple[float, float, float, int]           # mean, the ends of its 95 % interval, number of seeds
@@ -283,10 +284,9 @@ def costs(run: Run, arm: str) -> Counter | None:
     for stage in stages:
         total["seconds"] += run.seconds(stage) or 0
         if stage in files:
-            for record in read_jsonl(run.folder / files[stage]):
-                total["tasks"] += 1
-                total["teacher"] += record["usage"].get("teacher_completion_tokens", 0)
-                total["generated"] += record["usage"].get("student_tokens", 0)
+            found = in_records([run.folder / files[stage]])
+            total.update(tasks=found["tasks"], teacher=found["teacher_completion_tokens"],
+                         generated=found["student_tokens"])
             continue
         args = run.settings(stage)
         log = run.log(stage)

@@ -17,6 +17,7 @@ from email.utils import mktime_tz, parsedate_tz
 
 import requests
 
+from plumbing import spending
 from plumbing.cli import InputError
 from plumbing.records import Record
 
@@ -324,9 +325,10 @@ class ChatModel:
             return chat_completion(self.url, body, **self.http)
 
     def count(self, name: str, n: int = 1) -> None:
-        """Add to one of the counts of `summary`."""
+        """Add to one of the counts of `summary`, and to what this process spends."""
         with self.lock:
             self.counts[name] += n
+        spending.count(**{f"{self.role}_{name}": n})
 
     def summary(self) -> str:
         """What was asked of the model, in one line."""

@@ -13,6 +13,7 @@ from plumbing.chat_api import CUT_OFF, BadReply, chat_completion
 from plumbing.cli import InputError
 from plumbing.ranks import say_once
 from plumbing.records import Record
+from plumbing.spending import count
 
 if TYPE_CHECKING:
     import torch
@@ -580,6 +581,7 @@ class URLEngine:
                         raise InputError(f"--student-url {self.url}: {error}") from None
                     episode.turn("", complete=False)       # the messages are too long for the server by now
                     break
+                count(student_tokens=int(choice["usage"].get("completion_tokens") or 0))
                 complete = choice.get("finish_reason") not in CUT_OFF
                 goes_on = episode.turn(choice["message"]["content"], complete) is not None
             if progress is not None:

@@ -14,6 +14,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from plumbing.costs import cost_tables, stages_of
 from plumbing.records import MPS_FIELDS, PREDICTION_FIELDS, Record, read_jsonl
 from plumbing.results import read_results, results_table, short_name, summarize
 
@@ -249,10 +250,13 @@ def make_page(run_dir: Path, panels: list[Record], all_results: list[Record],
 
     trajectories: how many are on the page; characters: how many of a text at most.
     """
+    tables = [results_table(results) for results in all_results]
+    if stages_of(run_dir):
+        tables.append(cost_tables(run_dir))
     shown = choose(sources, trajectories)
     packed, characters = pack(shown, characters)
     summary = {"name": run_dir.absolute().name, "created": f"{datetime.now():%Y-%m-%d %H:%M}",
-               "panels": panels, "tables": [results_table(results) for results in all_results],
+               "panels": panels, "tables": tables,
                "characters": characters,
                "counts": {name: len(found) for name, found in sources.items()}}
     page = TEMPLATE.read_text(encoding="utf-8").replace("__TRAJECTORIES__", packed)

@@ -15,6 +15,7 @@ from plumbing.chat_api import TeacherDown, served_models
 from plumbing.cli import InputError
 from plumbing.ranks import rank_and_world
 from plumbing.records import Record, to_json
+from plumbing.spending import keep_spending
 
 # ---- what is found to be wrong before anything is loaded ----
 
@@ -143,9 +144,15 @@ def args_file(args: argparse.Namespace) -> str:
     return os.path.splitext(args.out)[0] + ".args.json"
 
 
+def costs_folder(args: argparse.Namespace) -> str:
+    """Where what a run spends is kept: OUT/costs, or bc.costs beside bc.jsonl."""
+    return args_file(args).removesuffix("args.json") + "costs"
+
+
 def save_args(args: argparse.Namespace) -> None:
     """Write the arguments, the folder they were given in, the git commit and the versions of a run, once for
-    all ranks."""
+    all ranks. From now on what each of them spends is kept too."""
+    keep_spending(costs_folder(args))
     if rank_and_world()[0] > 0:
         return
     here = os.path.dirname(os.path.abspath(__file__))

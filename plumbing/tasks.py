@@ -212,7 +212,10 @@ def why_left_out(record: Record, answers: list[str]) -> str | None:
 # ---- tasks ----
 
 def read_tasks(path: str | Path, required: tuple[str, ...] = ("answer",)) -> list[Record]:
-    """The tasks of a file as {"id", "question", "answer", …}, whichever public set's form it has."""
+    """The tasks of a file as {"id", "question", "answer", …}, whichever public set's form it has.
+
+    required: what each has to have. Only if that names `messages` are they kept.
+    """
     tasks: list[Record] = []
     places: dict[str, str] = {}                            # id -> the line that has it
     left_out: Counter[str] = Counter()
@@ -237,7 +240,8 @@ def read_tasks(path: str | Path, required: tuple[str, ...] = ("answer",)) -> lis
                 raise missing(path, place, published, field)
         name = task_id(record["id"], question, places, path, place)
         places[name] = place
-        record.pop("messages", None)                       # a trajectory as a task starts at its question
+        if "messages" not in required:                     # a trajectory as a task starts at its question
+            record.pop("messages", None)
         tasks.append(record | {"id": name, "question": question})
     reasons = [f"{n} {reason}" for reason, n in left_out.items()]
     if not tasks:

@@ -77,6 +77,17 @@ class Killed(Exception):
 
 # ---- one session, seen from here ----
 
+class Computed:
+    """Seconds that all sessions of this process have computed so far."""
+    seconds = 0.0
+    lock = threading.Lock()
+
+
+def seconds_of_sessions() -> float:
+    """Seconds that all sessions of this process have computed so far; 0 where that is not known."""
+    return Computed.seconds
+
+
 class Session:
     """The trainer's end of a session: the socket to it and its process id."""
 
@@ -85,6 +96,7 @@ class Session:
         self.pid = pid
         self.pidfd = os.pidfd_open(pid) if LINUX else None # stays true when the number is used again
         self.owner = os.getpid()                           # a fork of the trainer must not use or kill it
+        self.counted = 0.0                                 # seconds that stand in Computed already
 
     def ask(self, message: Any, seconds: float) -> tuple[bytes, float]:
         """Send a message and have the session run until it replies. -> a line, the seconds that are left
@@ -93,7 +105,7 @@ class Session:
         not fail because the machine is busy.
         """
         start = time.monotonic()
-        waited_before = self.waited()
+        _, waited_before = self.times()
         self.signal(signal.SIGCONT)
         self.sock.settimeout(seconds)                      # it may leave the message unread
         self.sock.sendall(json.dumps(message).encode() + b"\n")
@@ -108,16 +120,26 @@ class Session:
                 line += chunk
                 if not chunk or len(line) > MAX_MESSAGE:
                     raise ConnectionError
-            waited = min(self.waited() - waited_before, MAX_WAIT * seconds)
+            computed, waited_now = self.times()
+            waited = min(waited_now - waited_before, MAX_WAIT * seconds)
             left = seconds + waited - (time.monotonic() - start)
         self.signal(signal.SIGSTOP)                        # nothing runs between steps
+        self.count(computed)
         return line, max(left, 0.01)
 
-    def waited(self) -> float:
-        """Seconds in which the process was ready to run while others had the cores; 0 if not known."""
-        with suppress(OSError, IndexError), open(f"/proc/{self.pid}/schedstat", "rb", 0) as file:
-            return int(file.read().split()[1]) / 1e9
-        return 0.0
+    def times(self) -> tuple[float, float]:
+        """Seconds in which the process ran, and in which it was ready to while others had the cores; 0 if not
+        known."""
+        with suppress(OSError, ValueError), open(f"/proc/{self.pid}/schedstat", "rb", 0) as file:
+            ran, waited, _ = file.read().split()
+            return int(ran) / 1e9, int(waited) / 1e9
+        return 0.0, 0.0
+
+    def count(self, computed: float) -> None:
+        """Add what it has computed since the last time to Computed."""
+        with Computed.lock:
+            Computed.seconds += max(0.0, computed - self.counted)
+        self.counted = max(self.counted, computed)
 
     def signal(self, number: int) -> None:
         with suppress(ProcessLookupError):
@@ -129,6 +151,7 @@ class Session:
     def kill(self) -> None:
         """End the session at once; a fork of the trainer only lets go of it."""
         if os.getpid() == self.owner:
+            self.count(self.times()[0])                    # also of a step that did not come to its end
             self.signal(signal.SIGKILL)
         self.sock.close()
         if self.pidfd is not None:

@@ -564,7 +564,7 @@ def test_ranks_share_the_tasks(tmp_path):
     ]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr[-2000:]
-    assert sorted(os.listdir(tmp_path / "out")) == ["args.json", "predictions.jsonl", "results.json"]
+    assert sorted(os.listdir(tmp_path / "out")) == ["args.json", "costs", "predictions.jsonl", "results.json"]
     lines = [json.loads(line) for line in open(tmp_path / "out" / "predictions.jsonl")]
     assert (
         sorted(p["id"] for p in lines) == [f"t{i}" for i in range(7)]

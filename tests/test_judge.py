@@ -1035,14 +1035,44 @@ def test_audit(fake, tmp_path):
     done = run("audit", "--teacher-url", fake.url, "--teacher-model", "m", "--data", path)
     assert done.returncode == 0, done.stderr
     row = next(line.split() for line in done.stdout.splitlines() if line.startswith("p.jsonl"))
-    assert row[1:] == ["4", "33.3", "100.0", "50.0", "2"] and "61.2" in done.stdout
+    assert row[1:] == ["4", "33.3", "0.0", "0.0", "0.0", "100.0", "50.0", "2"] and "61.2" in done.stdout
     assert "# Trajectory\n## Step 0\none\n## Step 1\ntwo" in fake.bodies[0]["messages"][1]["content"]
 
 
-@pytest.mark.parametrize("line", [{"problem": "p", "steps": "one", "label": 0}, {"problem": "p", "steps": ["one"], "label": "0"}])
+def trajectory(question, first_wrong_step, **more):
+    """A finished run of three steps."""
+    messages = [{"role": "user", "content": question}]
+    for content, seen in (("<first_thought>Count.</first_thought>", "None"), ("<thought>a</thought><code>a=1</code>", "1")):
+        messages += [{"role": "assistant", "content": content}, {"role": "user", "content": f"Observation: {seen}"}]
+    messages.append({"role": "assistant", "content": "<thought>b</thought><code>final_answer_print(a)</code>"})
+    return {"question": question, "answer": "2", "messages": messages, "prediction": "1", "stop": "answer",
+            "first_wrong_step": first_wrong_step, **more}
+
+
+def test_audit_of_trajectories_tells_exact_earlier_and_later(fake, tmp_path):
+    said = {"exact": 1, "earlier": 0, "later": 2, "none": None, "right": None, "blamed": 2}
+    path = write(tmp_path / "runs.jsonl", *(trajectory(name, -1 if name in ("right", "blamed") else 1) for name in said))
+
+    def answer(body):
+        step = said[body["messages"][1]["content"].split("\n")[1]]
+        return json.dumps({"correct": step is None, "first_wrong_step": step})
+    fake.default = answer
+    done = run("audit", "--teacher-url", fake.url, "--teacher-model", "m", "--data", path)
+    assert done.returncode == 0, done.stderr
+    head, row = (line.split() for line in done.stdout.splitlines() if line.startswith(("file", "runs.jsonl")))
+    assert dict(zip(head, row)) == {"file": "runs.jsonl", "n": "6", "exact": "25.0", "earlier": "25.0", "later": "25.0",
+                                    "none": "25.0", "correct": "50.0", "F1": "33.3", "unusable": "0"}
+    asked = fake.bodies[0]["messages"][1]["content"]                           # all that mps.py would show
+    assert "# Reference answer\n2" in asked and asked.endswith("# Prediction\n1") and "Observation: 1" in asked
+
+
+@pytest.mark.parametrize("line", [
+    {"problem": "p", "steps": "one", "label": 0}, {"problem": "p", "steps": ["one"], "label": "0"},
+    trajectory("p", 3), trajectory("p", None), trajectory("p", 0, messages="text"), trajectory("p", True)])
 def test_audit_names_a_malformed_task(fake, tmp_path, line):
     done = run("audit", "--teacher-url", fake.url, "--data", write(tmp_path / "p.jsonl", line))
-    assert done.returncode == 2 and "p.jsonl, task" in done.stderr and "Traceback" not in done.stderr
+    assert done.returncode == 2 and done.stderr.count("\n") == 1 and "p.jsonl, " in done.stderr
+    assert any(f'the field "{name}"' in done.stderr for name in ("steps", "label", "messages", "first_wrong_step"))
 
 
 def test_decontaminate(tmp_path):
