@@ -38,7 +38,7 @@ if [ -n "$quick" ]; then
     reinforce=(--prompts 4 --group 4 --mini-batch 4 --micro-batch 32 --lr 2e-4 --max-failed 1)
     tokens=2000 most_steps=3 look_every=1 prefer_steps=2
     if [ "${student:-tiny}" != tiny ]; then
-        bc=16 mps=8 eval=4 split=()
+        bc=16 mps=8 eval=4 split=() limits=(--max-steps 8 --max-tokens 40)
         clone_steps=2 correct_steps=2 reinforce_steps=1
         reinforce=(--prompts 2 --group 4 --mini-batch 2 --row-tokens 1024 --lr 2e-5 --max-failed 1)
     fi

