@@ -189,11 +189,12 @@ def test_every_stage_takes_a_step(smollm2_folder, demonstrations, teacher_url, t
     assert any(r["outcome"] == "corrected" for r in lines(tmp_path / "mps" / "mps.jsonl"))
     assert len(lines(tmp_path / "mps" / "rl.jsonl")) >= 2
 
-    script("grpo_short.py", "--model", tmp_path / "bc", "--data", tmp_path / "mps" / "rl.jsonl", "--out",
-           tmp_path / "rl", *taught, "--steps", 1, "--prompts", 2, "--group", 2, "--mini-batch", 2, "--row-tokens",
-           512, "--lr", "2e-5", "--max-failed", 1)
+    # with its own reward a student that can do nothing yet gets the same for all, and no update
+    script("tests/length_driver.py", 0, "--model", tmp_path / "bc", "--data", tmp_path / "mps" / "rl.jsonl", "--out",
+           tmp_path / "rl", *taught, "--steps", 1, "--prompts", 2, "--group", 8, "--mini-batch", 2, "--row-tokens",
+           512, "--lr", "2e-5", "--max-failed", 1, "--max-tokens", 24)
     row, = lines(tmp_path / "rl" / "metrics.jsonl")
-    assert row["logp_gap"] < 1e-3                                                           # engine and trainer
+    assert row["updates"] == 1 and row["grad_norm"] > 0 and 0 < row["logp_gap"] < 1e-4       # engine and trainer
 
     script("eval.py", "run", "--model", tmp_path / "rl", "--tasks", tmp_path / "tasks.jsonl", "--limit", 1, "--out",
            tmp_path / "eval", "--metric", "rule", "--greedy", *played)
