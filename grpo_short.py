@@ -194,9 +194,8 @@ def parse_args(argv: list[str] | None = None, more: Callable | None = None) -> a
     g.add_argument("--eval-tasks", help="held-out tasks; OUT/best keeps the checkpoint that solves most")
     g.add_argument("--eval-every", type=whole(1), default=20, help="steps between these evaluations")
     g = p.add_argument_group("short horizon, key step")
-    g.add_argument("--start-at", choices=["fixed", "adaptive", "question"], default="fixed",
-                   help="where rollouts begin: before the error, at a step that moves with their success "
-                        "between there and the question, or at the question")
+    g.add_argument("--start-at", choices=["fixed", "question"], default="fixed",
+                   help="where rollouts begin: before the error, or at the question")
     g.add_argument("--key-step-reward", action=argparse.BooleanOptionalAction, default=True,
                    help="reward the key step of a rollout with a wrong answer; otherwise it gets 0")
     g.add_argument("--key-step-finished", action=argparse.BooleanOptionalAction, default=False,
@@ -361,7 +360,6 @@ def main(args: argparse.Namespace, reward: Callable[..., tuple] = reward, play: 
         if fault:
             save_state(trainer, args.out, **state, starts=starts.saved())      # as before this step
             raise InputError(f"step {step + 1}: {fault}")
-        starts.move(trajectories)
 
         # ---- update: every mini-batch once, after pi_old of all of them ----
         size = args.mini_batch // world

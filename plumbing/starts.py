@@ -1,10 +1,8 @@
-"""Where the rollouts of each RL record begin: before its error, at the question, or at a place that moves."""
+"""Where the rollouts of each RL record begin: before its error, or at the question."""
 import zlib
-from collections import Counter
 from typing import Any
 
 from plumbing.cli import InputError
-from plumbing.ranks import sum_counts
 from plumbing.records import Record, read_jsonl
 from plumbing.tasks import read_tasks
 from plumbing.trainer import shuffled
@@ -17,16 +15,14 @@ def as_start(task: Record) -> Record:
 
 
 class Starts:
-    """RL records, and the step at which the rollouts of each begin.
+    """RL records, and where the rollouts of each begin.
 
-    fixed: the step of the error, before which a record's messages end. question: step 0. adaptive: the error
-    at first; after a visit with all rollouts right, one step earlier, with all wrong, one step later (never
-    past the error): a curriculum backwards, on the student's own errors.
+    fixed: before the error, where a record's messages end. question: with the question alone.
     """
 
     def __init__(self, path: str, how: str) -> None:
-        """path: rl.jsonl of mps.py, or tasks, for `question`; how: fixed | adaptive | question. InputError
-        names a record's fault."""
+        """path: rl.jsonl of mps.py, or tasks, for `question`; how: fixed | question. InputError names a
+        record's fault."""
         self.path = path
         self.how = how
         self.records: list[Record] = []
@@ -41,30 +37,27 @@ class Starts:
             self.records.append({name: record[name] for name in record if name not in of_other_runs})
         if not self.records:
             raise InputError(f"{path}: no record to train on")
-        self.errors = [step_of(record["messages"]) for record in self.records]
-        self.steps = [0] * len(self.records) if how == "question" else list(self.errors)
 
     def start(self, i: int) -> Record:
         """Record i as `make_episodes` takes it. `key`: the step whose choice is rewarded, the first one after
-        the start if that is where the error was; else None."""
+        the prefix; None if the rollout begins at the question or the record tells of no error."""
         record = self.records[i]
-        step = self.steps[i]
-        before_error = step == self.errors[i] and self.how != "question"
-        key = step if before_error and record.get("chosen") else None
-        return {**record, "record": i, "key": key, "messages": prefix(record["messages"], step)}
+        messages = record["messages"]
+        key = step_of(messages) if record.get("chosen") else None
+        if self.how == "question":
+            messages = prefix(messages, 0)
+            key = None
+        return {**record, "key": key, "messages": messages}
 
     def saved(self) -> dict[str, Any]:
-        """What resuming needs."""
-        records = [(record["id"], error) for record, error in zip(self.records, self.errors)]
-        return {"steps": self.steps, "records": zlib.crc32(str(records).encode(errors="replace"))}
+        """What resuming needs: a number that tells these records from others."""
+        records = [(record["id"], step_of(record["messages"])) for record in self.records]
+        return {"records": zlib.crc32(str(records).encode(errors="replace"))}
 
     def resume(self, saved: dict[str, Any] | None) -> None:
-        """Go on from what was `saved`; InputError if the file holds other records by now."""
-        if saved is None:
-            return
-        if saved["records"] != self.saved()["records"]:
+        """InputError if the file holds other records than when this was `saved`."""
+        if saved is not None and saved["records"] != self.saved()["records"]:
             raise InputError(f"{self.path} holds other records than when this run began: give another --out")
-        self.steps = saved["steps"]
 
     def batch(self, places: range, seed: int) -> list[Record]:
         """The starts at these places of an endless stream of shuffled records (`shuffled`).
@@ -73,21 +66,3 @@ class Starts:
         """
         records = shuffled(list(range(len(self.records))), places, seed)
         return [{**self.start(i), "place": place} for i, place in zip(records, places)]
-
-    def move(self, groups: list[list[Record]]) -> None:
-        """Move the starts of the groups that all ranks have just played; dropped rollouts do not count."""
-        if self.how != "adaptive":
-            return
-        played: Counter = Counter()
-        right: Counter = Counter()
-        for group in groups:
-            for trajectory in group:
-                if "reward" in trajectory:
-                    played[trajectory["record"]] += 1
-                    right[trajectory["record"]] += bool(trajectory.get("reward_correct"))
-        right = sum_counts(right)
-        for i, n in sum_counts(played).items():
-            if right[i] == n:
-                self.steps[i] = max(0, self.steps[i] - 1)
-            elif right[i] == 0:
-                self.steps[i] = min(self.errors[i], self.steps[i] + 1)

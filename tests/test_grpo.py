@@ -253,7 +253,6 @@ def finished(stop, prediction=None, lost=False, n=5):
 def alone(monkeypatch):
     """What is summed over ranks, for one rank without torchrun."""
     monkeypatch.setattr("plumbing.rl_log.sum_counts", lambda counts: counts)
-    monkeypatch.setattr("plumbing.starts.sum_counts", lambda counts: counts)
     monkeypatch.setattr("plumbing.rl_log.most_over_ranks", lambda number: number)
     monkeypatch.setattr("plumbing.rl_log.gather_over_ranks", lambda numbers: numbers)
 
@@ -446,23 +445,7 @@ def starts_file(tmp_path, *steps):
     return str(tmp_path / "rl.jsonl")
 
 
-def played(starts, i, *right):
-    return [{**starts.start(i), "reward": float(r), "reward_correct": r} for r in right]
-
-
-def test_adaptive_starts_move_with_success(tmp_path, alone):
-    starts = Starts(starts_file(tmp_path, 3, 2, 0, 1), "adaptive")
-    assert starts.steps == [3, 2, 0, 1] and [starts.start(i)["key"] for i in range(4)] == [3, 2, None, 1]
-    starts.move([played(starts, 0, True, True), played(starts, 1, False, False), played(starts, 2, True, True),
-                 played(starts, 3, True, False)])
-    assert starts.steps == [2, 2, 0, 1]                      # never past the error, never before the question
-    moved = starts.start(0)
-    assert moved["key"] is None and len(moved["messages"]) == 5       # only the outcome is rewarded there
-    starts.move([played(starts, 0, False, False), [dict(record=3)]])  # a visit of dropped rollouts says nothing
-    assert starts.steps == [3, 2, 0, 1] and starts.start(0)["key"] == 3
-
-
-def test_starts_that_are_alike_are_played_differently(tmp_path, alone):
+def test_starts_that_are_alike_are_played_differently(tmp_path):
     """Two records of one task, both at the question, and one record twice: no rollout is paid for twice."""
     path = starts_file(tmp_path, 2, 3)
     text = (tmp_path / "rl.jsonl").read_text().replace('"id": "1", "question": "q1"', '"id": "0", "question": "q0"')
@@ -474,17 +457,15 @@ def test_starts_that_are_alike_are_played_differently(tmp_path, alone):
     assert again == [e.sampling_seed(0) for e in episodes][::2]           # whichever rank plays it
 
 
-def test_starts_go_on_where_they_were_or_say_that_the_file_has_changed(tmp_path, alone):
+def test_a_resumed_run_is_told_that_its_file_of_starts_has_changed(tmp_path):
     path = starts_file(tmp_path, 3, 2)
-    starts = Starts(path, "adaptive")
-    starts.move([played(starts, 0, True, True)])
-    again = Starts(path, "adaptive")
+    starts = Starts(path, "fixed")
+    again = Starts(path, "fixed")
     again.resume(starts.saved())
-    assert again.steps == [2, 2]
     again.resume(None)
     starts_file(tmp_path, 3, 2, 1)
     with pytest.raises(InputError, match="rl.jsonl holds other records than when this run began"):
-        Starts(path, "adaptive").resume(starts.saved())
+        Starts(path, "fixed").resume(starts.saved())
 
 
 def test_published_tasks_are_starts_at_the_question(tmp_path):
@@ -494,12 +475,10 @@ def test_published_tasks_are_starts_at_the_question(tmp_path):
 
 
 @pytest.mark.parametrize("how, lengths, keys", [("fixed", [7, 1], [3, None]), ("question", [1, 1], [None, None])])
-def test_other_starts_stay(how, lengths, keys, tmp_path, alone):
+def test_rollouts_begin_before_the_error_or_at_the_question(how, lengths, keys, tmp_path):
     starts = Starts(starts_file(tmp_path, 3, 0), how)
-    for _ in range(2):
-        assert [len(starts.start(i)["messages"]) for i in range(2)] == lengths
-        assert [starts.start(i)["key"] for i in range(2)] == keys
-        starts.move([played(starts, 0, True, True), played(starts, 1, False, False)])
+    assert [len(starts.start(i)["messages"]) for i in range(2)] == lengths
+    assert [starts.start(i)["key"] for i in range(2)] == keys
 
 
 def test_rollouts_are_shown_as_text(tmp_path):
@@ -519,4 +498,4 @@ def test_rewards_of_another_run_are_no_rewards_of_this_one(tmp_path):
                   reward=1.0, reward_model={"style": "rule"})
     (tmp_path / "rl.jsonl").write_text(json.dumps(record) + "\n")
     start = Starts(str(tmp_path / "rl.jsonl"), "fixed").start(0)
-    assert set(start) == {"id", "question", "answer", "messages", "kind", "key", "record"}
+    assert set(start) == {"id", "question", "answer", "messages", "kind", "key"}
