@@ -118,23 +118,6 @@ def group_advantages(rewards: Tensor, eps: float = 1e-6) -> Tensor:
     return torch.where(unequal, advantages, 0.0)
 
 
-def credit(group: list[Record], key_credit: str) -> tuple[Tensor, Tensor]:
-    """Trajectories with rewards, of one start -> advantages (G,) of all their tokens, and what is added to
-    that of the tokens of the key step.
-
-    trajectory: the paper's, nothing is added. step: the outcome (1 or 0) counts for all tokens, the key
-    step's part of the reward for its own tokens only, less the group's mean: all G stand in the same state
-    there. Where the answer is right, that part is 0.5: [right, chosen, other] -> [0.13 0.13 -0.27]
-    """
-    rewards = torch.tensor([t["reward"] for t in group])                   # (G,)
-    if key_credit == "trajectory" or not group or group[0]["key"] is None:
-        return group_advantages(rewards), torch.zeros_like(rewards)
-    right = torch.tensor([t["reward_correct"] for t in group])
-    parts = torch.where(right, 0.5, rewards)
-    equal = parts.max() == parts.min()                     # or rounding would make a gradient of nothing
-    return group_advantages(right.float()), (parts - parts.mean()) * ~equal
-
-
 def policy_loss(logps: Tensor, old_logps: Tensor, advantages: Tensor, clip: float = 0.2,
                 dual_clip: float = 0.0) -> tuple[Tensor, dict[str, Tensor]]:
     """The clipped loss of each sampled token: (N,) each -> (N,), {"clip_fraction", "outside", "ratio"}.
@@ -202,8 +185,6 @@ def parse_args(argv: list[str] | None = None, more: Callable | None = None) -> a
                    help="reward the key step only in rollouts that gave an answer (as the release does)")
     g.add_argument("--key-step-not-answer", action=argparse.BooleanOptionalAction, default=False,
                    help="reward the key step only if it is not itself the final answer (as the release does)")
-    g.add_argument("--key-credit", choices=["trajectory", "step"], default="trajectory",
-                   help="tokens that the key step's part of the reward counts for: all, or that step's")
     g = p.add_argument_group("optimisation")
     g.add_argument("--epochs", type=positive, default=3, help="passes over the starts")
     g.add_argument("--steps", type=whole(1), help="steps of training (default: as many as --epochs needs)")
@@ -245,12 +226,12 @@ def play(starts: list[Record], copies: int, engine: Engine, trainer: Any, search
     return [episodes[i:i + copies] for i in range(0, len(episodes), copies)]
 
 
-def to_train(episodes: list[Episode], trajectories: list[Record], key_credit: str) -> list[Rollout]:
+def to_train(episodes: list[Episode], trajectories: list[Record]) -> list[Rollout]:
     """A group's episodes and trajectories -> rollouts with advantages; without a reward one is left out."""
     kept = [(e, t) for e, t in zip(episodes, trajectories) if "reward" in t]
-    advantages, key_advantages = credit([t for _, t in kept], key_credit)
-    return [Rollout(e.ids, e.loss_mask, e.logps, advantage, e.prompt_length, key_advantage)
-            for (e, _), advantage, key_advantage in zip(kept, advantages.tolist(), key_advantages.tolist())]
+    advantages = group_advantages(torch.tensor([t["reward"] for _, t in kept]))
+    return [Rollout(e.ids, e.loss_mask, e.logps, advantage, e.prompt_length)
+            for (e, _), advantage in zip(kept, advantages.tolist())]
 
 
 def mini_batch(groups: list[list[Rollout]], args: argparse.Namespace,
@@ -261,7 +242,7 @@ def mini_batch(groups: list[list[Rollout]], args: argparse.Namespace,
     """
     mine = sum(sum(r.loss_mask) for group in groups for r in group)
     sampled, = ranks.sum_over_ranks(mine)
-    live = [[r for r in group if r.advantage or r.key_advantage or args.kl] for group in groups]
+    live = [[r for r in group if r.advantage or args.kl] for group in groups]
     row_tokens = args.row_tokens if args.pack else None
     micro = rollout_batches(live, device, row_tokens, args.micro_batch)
     missing = ranks.most_over_ranks(len(micro)) - len(micro)
@@ -353,7 +334,7 @@ def main(args: argparse.Namespace, reward: Callable[..., tuple] = reward, play: 
         clock.phase("reward")
 
         # ---- advantages ----
-        trained = [to_train(group, played, args.key_credit) for group, played in zip(groups, trajectories)]
+        trained = [to_train(group, played) for group, played in zip(groups, trajectories)]
         sampled = rl_log.rollout_row(groups, trajectories, trained, skipped=len(batch) - len(groups))
         row = {"step": step + 1, **sampled}
         fault = rl_log.fault_of(row, args.max_failed)

@@ -37,7 +37,7 @@ import grpo_short
 from env import Chat, Episode
 from judge import Teacher, check_answer
 from plumbing import ranks
-from plumbing.cli import InputError, Parser, cli
+from plumbing.cli import Parser, cli
 from plumbing.engines import Engine, sampling_from_args
 from plumbing.entropy import entropy_rise, first_tokens, turn_entropies
 from plumbing.records import Record
@@ -141,8 +141,6 @@ def play(starts: list[Record], copies: int, engine: Engine, trainer: Any, search
 
 
 def main(args: argparse.Namespace) -> None:
-    if args.key_credit == "step":
-        raise InputError("--key-credit step needs the reward of grpo_short.py")
     grpo_short.main(args, reward, play)
 
 

@@ -94,7 +94,6 @@ class Rollout(NamedTuple):
     engine_logps: list[float]   # of sampled tokens, by the engine that drew them; elsewhere 0
     advantage: float          # of all its tokens
     prompt_length: int
-    key_advantage: float = 0.0  # in addition, of the tokens of its first turn
 
 
 Row = list[list[Rollout]]     # parts, each of rollouts with one prefix
@@ -169,21 +168,14 @@ def pad_rollouts(rollouts: list[Rollout], device: torch.device | str) -> GroupBa
 
 
 def per_token(rollouts: list[Rollout], device: torch.device | str) -> tuple[Tensor, Tensor]:
-    """-> engine_logps (N,), advantages (N,) of the sampled tokens, rollout by rollout.
-
-    advantage 1, key_advantage 0.2, turns of 2 and 1 tokens -> [1.2 1.2 1]
-    """
+    """-> engine_logps (N,), advantages (N,) of the sampled tokens, rollout by rollout."""
     engine_logps = []
     advantages = []
     for rollout in rollouts:
-        prompt = rollout.prompt_length
-        advantage = rollout.advantage + rollout.key_advantage
-        for sampled, logp in zip(rollout.loss_mask[prompt:], rollout.engine_logps[prompt:]):
+        for sampled, logp in zip(rollout.loss_mask, rollout.engine_logps):
             if sampled:
                 engine_logps.append(logp)
-                advantages.append(advantage)
-            else:                                          # an observation ends the first turn
-                advantage = rollout.advantage
+                advantages.append(rollout.advantage)
     return torch.tensor(engine_logps, device=device), torch.tensor(advantages, device=device)
 
 

@@ -71,7 +71,7 @@ def rollout_row(groups: list[list[Any]], trajectories: list[list[Record]],
                           squared_reward=trajectory.get("reward", 0.0) ** 2)
             counts.update({name: value for name, value in trajectory.items() if name.startswith("reward")})
     for group in trained:
-        unequal = any(rollout.advantage or rollout.key_advantage for rollout in group)
+        unequal = any(rollout.advantage for rollout in group)
         counts.update(groups=1, zero_variance=not unequal)
     n = sum_counts(counts)
     rollouts = max(1, n["rollouts"])

@@ -32,9 +32,6 @@ def check_start(args: argparse.Namespace, out_is_file: bool = False) -> None:
         raise InputError("--teacher-model needs --teacher-url, the address of the endpoint")
     if given.get("judge_model") and not args.judge_url:
         raise InputError("--judge-model needs --judge-url, the address of the endpoint")
-    if given.get("key_credit") == "step" and (args.start_at == "question" or not args.key_step_reward):
-        raise InputError("--key-credit step needs a reward of the key step: no --no-key-step-reward, and "
-                         "another --start-at than question")
     if given.get("offload") and not args.zero:
         raise InputError("--offload needs --zero 1, 2 or 3")
     template = given.get("chat_template")

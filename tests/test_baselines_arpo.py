@@ -56,12 +56,12 @@ def test_soft_credit_by_hand_and_the_gradient_of_hard_credit():
     """Rollouts 0 and 1 share their first token. Soft: A_i at each token of rollout i. Hard: (A_0 + A_1) / 2 at the
     shared one. At ratio 1 both push every token alike."""
     group = [dict(reward=r, key=None) for r in (1.1, -1.0, 0.0, 1.0)]
-    soft, extra = grpo_short.credit(group, "trajectory")
+    soft = grpo_short.group_advantages(torch.tensor([t["reward"] for t in group]))
     mean = (1.1 - 1 + 0 + 1) / 4                                               # 0.275
     std = (((1.1 - mean) ** 2 + (-1 - mean) ** 2 + mean ** 2 + (1 - mean) ** 2) / 3) ** 0.5
     by_hand = torch.tensor([(r - mean) / std for r in (1.1, -1.0, 0.0, 1.0)])
     torch.testing.assert_close(soft, by_hand, atol=1e-5, rtol=1e-5)
-    assert not extra.any() and soft[0] == pytest.approx(0.825 / 0.98446, abs=1e-4)
+    assert soft[0] == pytest.approx(0.825 / 0.98446, abs=1e-4)
 
     token = torch.tensor([0, 1, 0, 2, 3, 4])          # rollout 0: tokens 0 1, rollout 1: 0 2, rollouts 2 and 3: one each
     owner = torch.tensor([0, 0, 1, 1, 2, 3])
@@ -241,8 +241,6 @@ def test_flags_and_data(tmp_path):
     args = flags()
     assert (args.start_at, args.group, args.beam_size, args.branch_probability, args.entropy_weight, args.entropy_tokens,
             args.branch_threshold, args.initial_rollouts) == ("question", 16, 2, 0.5, 0.2, 20, None, None)
-    with pytest.raises(InputError, match="--key-credit step"):
-        arpo.main(flags("--key-credit", "step"))
     data = write(tmp_path / "tasks.jsonl", [{"id": "a", "question": "Why?", "answer": "b"}])
     assert Starts(str(data), "question").start(0)["messages"] == [{"role": "user", "content": "Why?"}]
     with pytest.raises(InputError, match="messages"):

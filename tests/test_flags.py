@@ -206,8 +206,6 @@ def test_the_file_that_is_no_command_says_what_it_is():
     ("eval", "--judge-model j", "--judge-model needs --judge-url"), ("bc", "--judge-model j", "--judge-model needs --judge-url"),
     ("mps", "--judge-model j", "--judge-model needs --judge-url"), ("grpo_short", "--judge-model j", "--judge-model needs --judge-url"),
     ("sft", "--offload", "--offload needs --zero 1, 2 or 3"),
-    ("grpo_short", "--key-credit step --no-key-step-reward", "--key-credit step needs a reward of the key step"),
-    ("grpo_short", "--key-credit step --start-at question", "and another --start-at than question"),
     ("mps", "--engine vllm", "--engine vllm needs the package vllm, which is not installed: pip install"),
     ("sft", "--wandb p", "--wandb needs the package wandb, which is not installed: pip install wandb"),
     ("bc", "--search http:https://google.serper.dev/search", "SEARCH_API_KEY"),

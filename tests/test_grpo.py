@@ -269,7 +269,7 @@ def test_what_failed_is_dropped_and_counted(alone):
               [finished("max_tokens"), finished("answer", "no", n=9)]]
     groups[0][0].programs, groups[0][0].failed_programs, groups[2][0].programs = 3, 1, 2
     trajectories = Rewards(reward_of(grpo_short.parse_args(ARGS), Judge()), 4).collect(groups)
-    trained = [grpo_short.to_train(*both, "trajectory") for both in zip(groups, trajectories)]
+    trained = [grpo_short.to_train(*both) for both in zip(groups, trajectories)]
     assert [[round(r.advantage, 3) for r in group] for group in trained] == [[0.707, -0.707], [], [0, 0]]
     row = rollout_row(groups, trajectories, trained, 1)
     assert row == pytest.approx(dict(
@@ -387,47 +387,6 @@ def test_truncated_importance_weights_by_hand(cap):
     assert loss.item() == pytest.approx(-(weights[0] - weights[1] + 2 * weights[2]) / 3)
     loss.backward()
     assert logps.grad.tolist() == pytest.approx([-weights[0] / 3, weights[1] / 3, -2 * weights[2] / 3])
-
-
-# ---- credit for the key step ----
-
-def judged(*rewards, key=1):
-    return [dict(reward=r, reward_correct=r == 1.0, key=key) for r in rewards]
-
-
-def test_credit_of_a_trajectory_is_the_papers():
-    group = judged(1.0, 0.5, 0.1, 0.0)
-    both = grpo_short.credit(group, "trajectory")
-    same(both, (grpo_short.group_advantages(torch.tensor([1.0, 0.5, 0.1, 0.0])), torch.zeros(4)))
-
-
-def test_credit_of_the_step_is_the_outcome_and_the_centred_part_of_the_key_step():
-    outcome, key = grpo_short.credit(judged(1.0, 0.5, 0.1, 0.0), "step")
-    same((outcome, key), (grpo_short.group_advantages(torch.tensor([1.0, 0, 0, 0])),
-                          torch.tensor([0.5, 0.5, 0.1, 0.0]) - 0.275))
-    outcome, key = grpo_short.credit(judged(0.5, 0.1, 0.1), "step")            # no answer is right
-    assert not outcome.any() and key.tolist() == pytest.approx([0.5 - 0.7 / 3, 0.1 - 0.7 / 3, 0.1 - 0.7 / 3])
-    for n in range(2, 40):                                                     # rounding is no gradient
-        assert not any(part.any() for part in grpo_short.credit(judged(*[0.1] * n), "step"))
-    outcome, key = grpo_short.credit(judged(1.0, 0.0, key=None), "step")       # no step to be rewarded
-    assert outcome.any() and not key.any()
-    assert all(len(x) == 0 for x in grpo_short.credit([], "step"))
-
-
-def test_the_key_steps_advantage_stands_on_the_first_turn_only():
-    """Packed and padded: turns of 2 and 1 tokens around an observation."""
-    r = Rollout([1, 2, 3, 4, 5, 6], [0, 0, 1, 1, 0, 1], [0.0] * 6, 1.0, 2, 0.25)
-    for batch in pack_groups([[r]], "cpu"), pad_rollouts([r], "cpu"):
-        assert batch[4].tolist() == [1.25, 1.25, 1.0]
-
-
-def test_a_group_with_credit_for_its_key_step_alone_is_trained_on(alone, monkeypatch):
-    group = [r._replace(advantage=0.0, key_advantage=(-1) ** i * 0.2) for i, r in enumerate(GROUPS[3])]
-    row = rollout_row([], [], [group, [r._replace(key_advantage=0.0) for r in group]], 0)
-    assert row["zero_variance"] == 0.5
-    sums, gradients = OneRank(monkeypatch).run(LogProbs(tiny("qwen3")), [group])
-    assert sums["tokens"] == sum(sum(r.loss_mask) for r in group)
-    assert min(g.abs().max() for g in gradients.values()) > 0
 
 
 # ---- starts ----
