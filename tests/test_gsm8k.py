@@ -300,6 +300,20 @@ def test_a_correction_starts_from_what_the_student_has(asked):
     assert code_of(asked.step(OTTO, all_at_once)) == "final_answer_print(86)"
 
 
+@pytest.mark.parametrize("program", [
+    "print(nothing)\nlamps = 7*23", "lamps = 161\nfor i in range(3):\n    lamps += i\nprint(lamps)", "print('9' * 6000)",
+    "x = 999999**20 * 999999**20\nprint(x > 0)", "x = " + "+".join("1" * 3000) + "\nprint(x)", "x = = 1", "print(9**9**9)",
+    "def f(): return 161\nlamps = f()", "x = 1e400", "lamps, x = 161, 5\nprint(-5)", "x = 5 % 0"])
+def test_code_that_rules_cannot_read(asked, program):
+    """It is answered, and the next step stands on nothing that is not there."""
+    before = codes(OTTO, "86", "chairs = 3*31\nprint(chairs)").messages
+    episode = run(OTTO, [before[1]["content"], before[3]["content"], f"<thought>I try.</thought><code>{program}</code>"])
+    assert judged(asked, "86", episode).first_wrong_step in (1, 2)
+    while episode.stop is None:
+        episode = run(OTTO, [m["content"] for m in episode.messages[1::2]] + [asked.step(OTTO, episode.messages)])
+    assert episode.prediction is not None and judge.check_by_rule(episode.prediction, "86")
+
+
 # ---- equivalence ----
 
 def test_same_steps_and_answers(asked):
