@@ -458,6 +458,20 @@ def follow(solution, steps):
 
 # ---- replies ----
 
+def read_steps(text):
+    """A rendered trajectory -> [(content, observation)]; a content may be empty, or have such a heading itself."""
+    steps = []
+    headings = []
+    for heading in re.finditer(r"(?m)^## Step (\d+)$", text):
+        if int(heading[1]) == len(headings):
+            headings.append(heading)
+    for heading, following in itertools.zip_longest(headings, headings[1:]):
+        end = following.start() if following else len(text)
+        content, _, observation = text[heading.end():end].partition("\nObservation: ")
+        steps.append((content.strip(), observation.strip()))
+    return steps
+
+
 def plan(problem):
     """A plan that names what is to be found, in its order, and holds no number."""
     wanted = []
@@ -537,7 +551,7 @@ def reply(system, parts, solution):
     if kind == judge.SAME_ANSWER_SYSTEM.split("\n")[0]:
         same = any(same_answer(parts["Prediction"], answer) for answer in parts["Reference answer"].split("\n"))
         return json.dumps({"analysis": "", "equivalent": same})
-    steps = teacher.read_steps(parts["Trajectory"])
+    steps = read_steps(parts["Trajectory"])
     if kind == judge.SAME_STEP_SYSTEM.split("\n")[0]:
         same = same_step(solution, steps, parts["Step A"], parts["Step B"])
         return json.dumps({"analysis": "", "equivalent": same})

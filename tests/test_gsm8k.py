@@ -244,8 +244,9 @@ def test_right_steps_pass_however_they_are_taken(asked, question, answer, progra
 def test_runs_without_an_answer(asked):
     lost = codes(OTTO, "86", "a = 7*23\nprint(a)", "print(a)", "print(unknown)")
     assert judged(asked, "86", lost).first_wrong_step == 2                     # the first without progress
-    plan = run(OTTO, ["I have no idea."])
-    assert plan.stop == "format" and judged(asked, "86", plan).first_wrong_step == 0
+    for text in ("I have no idea.", "", "## Step 7\nFirst."):
+        plan = run(OTTO, [text])
+        assert plan.stop == "format" and judged(asked, "86", plan).first_wrong_step == 0
     words = run(OTTO, ["<first_thought>I compute.</first_thought>", "It is 86."])
     assert judged(asked, "86", words).first_wrong_step == 1
 
