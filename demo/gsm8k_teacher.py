@@ -192,7 +192,7 @@ class Solution:
         others."""
         class Enlarge(ast.NodeTransformer):
             def visit_Constant(_, node):
-                if type(node.value) not in (int, float):
+                if type(node.value) not in (int, float) or not math.isfinite(node.value):
                     return node
                 value = Fraction(str(node.value))
                 for other, larger in known:
