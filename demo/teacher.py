@@ -245,9 +245,15 @@ def reply(system, user, args, rng):
 
 class Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
+    model = "toy-teacher"
+
+    def reply(self, system, user):
+        """The text that answers a prompt, or None if the request was answered otherwise. Another teacher has its
+        own (demo/gsm8k_teacher.py)."""
+        return reply(system, user, self.server.args, random.Random(user))      # the same question, the same noise
 
     def do_GET(self):
-        self.answer({"object": "list", "data": [{"id": "toy-teacher", "object": "model"}]})
+        self.answer({"object": "list", "data": [{"id": self.model, "object": "model"}]})
 
     def do_POST(self):
         request = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
@@ -257,14 +263,15 @@ class Handler(BaseHTTPRequestHandler):
                                 if found else []})
         messages, args = request["messages"], self.server.args
         time.sleep(args.latency)
-        rng = random.Random(messages[1]["content"])            # the same question, the same noise
-        text = reply(messages[0]["content"], messages[1]["content"], args, rng)
+        text = self.reply(messages[0]["content"], messages[1]["content"])
+        if text is None:
+            return
         fault = int(random.random() / args.faults) if args.faults else len(FAULTS)
         text = FAULTS[fault](self, text) if fault < len(FAULTS) else text
         if text is None:
             return
         words = sum(len(m["content"].split()) for m in messages), len(text.split())
-        self.answer({"object": "chat.completion", "model": "toy-teacher",
+        self.answer({"object": "chat.completion", "model": self.model,
                      "choices": [{"index": 0, "finish_reason": "stop",
                                   "message": {"role": "assistant", "content": text}}],
                      "usage": {"prompt_tokens": words[0], "completion_tokens": words[1],
@@ -312,34 +319,43 @@ class Server(ThreadingHTTPServer):
 def parse_args(argv=None):
     p = argparse.ArgumentParser(description=__doc__.split("\n")[0],
                                 formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-    p.add_argument("--port", type=port, default=8008,
-                   help="port on 127.0.0.1; 0 picks a free one, which is printed")
     p.add_argument("--leap", type=share, default=0.5,
                    help="probability that a demonstrated step skips one, where it can")
     p.add_argument("--noise", type=share, default=0.0,
                    help="probability that a verdict names another step than the first wrong one")
+    server_flags(p)
+    return p.parse_args(argv)
+
+
+def server_flags(p):
+    """The flags of a server of this kind, whatever it knows."""
+    p.add_argument("--port", type=port, default=8008,
+                   help="port on 127.0.0.1; 0 picks a free one, which is printed")
     p.add_argument("--latency", type=not_negative, default=0.0, help="seconds before a completion")
     p.add_argument("--faults", type=share, default=0.0,
                    help="probability of each of: HTTP 500, HTTP 429, silence, a cut reply, half a text, "
                         "a step that does not exist")
     p.add_argument("--hang", type=not_negative, default=2.0, help="seconds of silence")
-    return p.parse_args(argv)
 
 
-def serve(args):
+def serve(args, handler=Handler):
     """Start the server in a thread -> (server, its URL)."""
-    server = Server(("127.0.0.1", args.port), Handler)
+    server = Server(("127.0.0.1", args.port), handler)
     server.args = args
     threading.Thread(target=server.serve_forever, daemon=True).start()
     return server, f"http://127.0.0.1:{server.server_address[1]}"
 
 
-if __name__ == "__main__":
-    args = parse_args()
+def main(args, handler=Handler):
+    """Print the URL and serve until killed."""
     try:
-        server = Server(("127.0.0.1", args.port), Handler)
+        server = Server(("127.0.0.1", args.port), handler)
     except OSError as error:
         sys.exit(f"error: --port {args.port} cannot be used: {error.strerror}")
     server.args = args
     print(f"http://127.0.0.1:{server.server_address[1]}", flush=True)
     server.serve_forever()
+
+
+if __name__ == "__main__":
+    main(parse_args())

