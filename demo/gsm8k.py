@@ -34,6 +34,7 @@ WORDS = {word: Fraction(n) for n, word in enumerate(
 WORDS |= {"half": Fraction(1, 2), "halves": Fraction(1, 2), "twice": Fraction(2), "double": Fraction(2),
           "third": Fraction(1, 3), "triple": Fraction(3), "thrice": Fraction(3), "quarter": Fraction(1, 4),
           "dozen": Fraction(12), "once": Fraction(1)}
+LARGEST = 10 ** 30                        # no problem has a larger number, and a float holds it
 # Words after a result that do not say what it counts.
 NO_NAME = set("""a about additional after against all altogether among an and are around as at away be because before
     between but by can combined each every extra faster fewer for from had has have he her his if in into is it its
@@ -99,15 +100,16 @@ def value_of(node, names):
             return value_of(x, names)
         case ast.Call(ast.Name("abs"), [x], []):
             return abs(value_of(x, names))
-        case ast.Call(ast.Name("round"), [x, *places], []):
-            digits = int(value_of(places[0], names)) if places else 0
-            return round(value_of(x, names), digits)
+        case ast.Call(ast.Name("round"), [x], []):
+            return Fraction(round(value_of(x, names)))
+        case ast.Call(ast.Name("round"), [x, ast.Constant(int() as places)], []) if places in range(20):
+            return round(value_of(x, names), places)
     raise TypeError(ast.dump(node))
 
 
 def of_size(value):
     """The number; OverflowError for one that is in no problem, and may be too large for a float."""
-    if abs(value) > 10 ** 30:
+    if abs(value) > LARGEST:
         raise OverflowError
     return value
 

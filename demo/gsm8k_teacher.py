@@ -192,7 +192,7 @@ class Solution:
         others."""
         class Enlarge(ast.NodeTransformer):
             def visit_Constant(_, node):
-                if type(node.value) not in (int, float) or not math.isfinite(node.value):
+                if type(node.value) not in (int, float) or abs(node.value) > gsm8k.LARGEST:
                     return node
                 value = Fraction(str(node.value))
                 for other, larger in known:
@@ -311,7 +311,7 @@ def effects_of_step(content, observation, variables):
     if not (whole and program.body) and not FAILED.search(observation):
         printed = re.findall(rf"(-?)({gsm8k.NUMBER.pattern})", observation)
         value = gsm8k.fraction("".join(printed[-1]).rstrip(",")) if printed else None
-        if value is not None and abs(value) < 10 ** 30:
+        if value is not None and abs(value) <= gsm8k.LARGEST:
             found.append(("found", None, value))
     return found
 
