@@ -39,6 +39,7 @@ ARMS = {                                               # arm: name, the stages t
     "rl-adaptive": ("SCoRe-RL, adaptive starts", [*SCORE_SFT, "rl-adaptive"]),
     "rl": ("SCoRe-RL", [*SCORE_SFT, "rl"])}
 RL_ARMS = ["rl-question", "rl-no-key", "rl-step-credit", "rl-adaptive", "rl", "arpo", "grpo-bc"]
+REMOVED = {"rl-adaptive", "rl-step-credit"}            # their flags went after the study of commit 78fb924
 PAPER_TABLE_1 = "50.8 against 48.4 on average (Table 1)"
 PAPER_HORIZON = "50.8 against 48.4 on average (Table 3)"
 NOT_IN_PAPER = "no such comparison"

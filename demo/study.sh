@@ -2,7 +2,7 @@
 # The paper's comparisons on the toy world: bash demo/study.sh [--seeds "0 1 2"] [--arms "rl sft-more"] [flags]
 #
 #   --seeds LIST     one student, one set of tasks each (default "0 1 2 3 4 5 6 7")
-#   --arms LIST      by default for every seed: rl rl-adaptive rl-question rl-no-key rl-step-credit sft-more
+#   --arms LIST      by default for every seed: rl rl-question rl-no-key sft-more
 #                    by default for the first five: bc-all dpo dpo-rl arpo resample self probe
 #                    only by name: grpo-bc scale leap0 noise20 noise40
 #                    and settings of RL, judged on dev: rl-lr-low rl-lr-high rl-cool rl-no-negative
@@ -31,7 +31,7 @@ while [ $# -gt 0 ]; do
     shift
 done
 out=${out:-runs/study${quick:+-quick}}
-main="rl-question rl-adaptive rl rl-no-key rl-step-credit sft-more"
+main="rl-question rl rl-no-key sft-more"
 baselines="bc-all dpo dpo-rl arpo resample self probe"
 by_name="grpo-bc scale leap0 noise20 noise40 rl-lr-low rl-lr-high rl-cool rl-no-negative"
 for seed in $seeds; do
@@ -133,10 +133,8 @@ build() {
 
         # reinforcement from SCoRe-SFT, all until equally many tokens are generated
         rl) rl $name "$ckpt/sft" ;;
-        rl-adaptive) rl $name "$ckpt/sft" --start-at adaptive ;;
         rl-question) rl $name "$ckpt/sft" --start-at question ;;                  # plain GRPO: outcomes alone count
         rl-no-key) rl $name "$ckpt/sft" --no-key-step-reward ;;
-        rl-step-credit) rl $name "$ckpt/sft" --key-credit step ;;
         grpo-bc) rl $name "$ckpt/bc" --start-at question ;;
         arpo) program=baselines/arpo.py; rl $name "$ckpt/sft" ;;
         sft-more)                                          # the corrected trajectories of RL's tasks too

@@ -176,7 +176,8 @@ def test_the_arms_of_the_script_are_those_of_the_page():
         script = file.read()
     named = {arm for name in ("main", "baselines") for arm in re.search(rf'(?m)^{name}="(.*)"', script)[1].split()}
     assert named - {"probe"} <= set(study.ARMS)
-    assert {arm for pair in study.ORDERINGS for arm in pair[:2]} <= named | {"bc", "sft"}
+    assert {arm for pair in study.ORDERINGS for arm in pair[:2]} <= named | {"bc", "sft"} | study.REMOVED
+    assert not named & study.REMOVED
 
 
 def test_cost_is_the_steps_that_the_teacher_finds_wrong():
