@@ -581,7 +581,8 @@ class URLEngine:
                         raise InputError(f"--student-url {self.url}: {error}") from None
                     episode.turn("", complete=False)       # the messages are too long for the server by now
                     break
-                count(student_tokens=int(choice["usage"].get("completion_tokens") or 0))
+                spent = choice.get("usage") or {}              # not every endpoint tells it
+                count(student_tokens=int(spent.get("completion_tokens") or 0))
                 complete = choice.get("finish_reason") not in CUT_OFF
                 goes_on = episode.turn(choice["message"]["content"], complete) is not None
             if progress is not None:

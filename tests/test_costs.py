@@ -68,10 +68,12 @@ from plumbing import spending
 spending.EVERY = 0.1
 spending.keep_spending({folder!r})
 spending.count(student_tokens=7, teacher_calls=1)
-time.sleep(0.5)
-spending.count(student_tokens=100)                         # too late to be written
+kept = {folder!r} + "/rank0.jsonl"
+while not os.path.exists(kept) or '"student_tokens": 7' not in open(kept).read():
+    time.sleep(0.05)
 if {kill}:
     os.kill(os.getpid(), signal.SIGKILL)
+spending.count(student_tokens=100)                         # written at the end
 """
 
 
@@ -82,7 +84,7 @@ def test_a_killed_call_and_the_next_one_add_up(tmp_path):
         assert done.returncode == (-signal.SIGKILL if kill else 0), done.stderr
     killed, ended = lines(tmp_path / "costs" / "rank0.jsonl")
     assert killed["student_tokens"] == 7 and ended["student_tokens"] == 107
-    assert min(killed["seconds"], ended["seconds"]) > 0.5 and ended["processor_seconds"] > 0.05
+    assert min(killed["seconds"], ended["seconds"]) > 0 and ended["processor_seconds"] > 0
     total = costs.spent(tmp_path / "costs")
     assert total["student_tokens"] == 114 and total["teacher_calls"] == 2
     assert total["seconds"] == pytest.approx(killed["seconds"] + ended["seconds"])
