@@ -75,6 +75,7 @@ if [ -n "$quick" ]; then       # the toy world's student spells these texts in b
 fi
 
 source demo/venv.sh
+source demo/stage.sh
 export OMP_WAIT_POLICY=passive TOKENIZERS_PARALLELISM=false OMP_NUM_THREADS=1
 ranks=()                                                               # a GPU is one rank
 if [ $size = cpu ]; then
@@ -100,14 +101,6 @@ teacher=(--teacher-url "$url" --no-preload)                # the code of GSM8K n
 
 # ---- the pipeline, each stage the command that a real run uses ----
 began=$SECONDS
-stage() {                                                  # stage NAME TITLE COMMAND…: skipped if it was done before
-    local name=$1 title=$2 start=$SECONDS; shift 2
-    if [ -e "$out/done/$name" ]; then echo "== $title: done before"; return; fi
-    echo "== $title"
-    "$@"
-    echo "   $((SECONDS - start)) s"
-    touch "$out/done/$name"
-}
 split() {                                                  # clean.jsonl, which is shuffled, in three parts
     local all=$out/tasks/clean.jsonl
     if [ "$(wc -l < "$all")" -lt $((bc + mps + dev)) ]; then

@@ -46,6 +46,7 @@ fi
 
 source demo/sizes.sh                                                       # what the minutes are spent on
 source demo/venv.sh
+source demo/stage.sh
 export OMP_WAIT_POLICY=passive TOKENIZERS_PARALLELISM=false            # several processes share few cores
 export OMP_NUM_THREADS=1
 ranks=()                                                               # a GPU is one rank
@@ -72,14 +73,6 @@ teacher=(--teacher-url "$url" "${world[@]}")
 
 # ---- the pipeline, each stage the command that a real run uses ----
 began=$SECONDS
-stage() {                                                  # stage NAME TITLE COMMAND…: skipped if it was done before
-    local name=$1 title=$2 start=$SECONDS; shift 2
-    if [ -e "$out/done/$name" ]; then echo "== $title: done before"; return; fi
-    echo "== $title"
-    "$@"
-    echo "   $((SECONDS - start)) s"
-    touch "$out/done/$name"
-}
 
 stage tasks "tasks" \
     "$python" demo/world.py --out "$out/tasks" --seed "$seed" --bc $bc --mps $mps --dev $dev --eval $eval
