@@ -259,29 +259,31 @@ def link(steps, given):
                     step.tree = with_names(step.tree, lambda node: k if node is last else None)
 
 
+def with_leaves(node, leaf):
+    """The expression with leaf(x) for each number or name x in it."""
+    match node:
+        case ast.Constant() | ast.Name():
+            return leaf(node)
+        case ast.BinOp(left, op, right):
+            return ast.BinOp(with_leaves(left, leaf), op, with_leaves(right, leaf))
+        case ast.UnaryOp(op, inner):
+            return ast.UnaryOp(op, with_leaves(inner, leaf))
+    return node
+
+
 def with_names(node, step_of):
     """The expression with ast.Name("_k") for each number of which step_of says k."""
-    match node:
-        case ast.Constant():
-            k = step_of(node)
-            return node if k is None else ast.Name(f"_{k}")
-        case ast.BinOp(left, op, right):
-            return ast.BinOp(with_names(left, step_of), op, with_names(right, step_of))
-        case ast.UnaryOp(op, inner):
-            return ast.UnaryOp(op, with_names(inner, step_of))
-    return node
+    def leaf(x):
+        k = step_of(x) if isinstance(x, ast.Constant) else None
+        return x if k is None else ast.Name(f"_{k}")
+    return with_leaves(node, leaf)
 
 
 def with_results(node, expression_of):
     """The expression with expression_of(k) for each ast.Name("_k")."""
-    match node:
-        case ast.Name(name):
-            return expression_of(int(name[1:]))
-        case ast.BinOp(left, op, right):
-            return ast.BinOp(with_results(left, expression_of), op, with_results(right, expression_of))
-        case ast.UnaryOp(op, inner):
-            return ast.UnaryOp(op, with_results(inner, expression_of))
-    return node
+    def leaf(x):
+        return expression_of(int(x.id[1:])) if isinstance(x, ast.Name) else x
+    return with_leaves(node, leaf)
 
 
 def name_of(step, taken):
