@@ -4,6 +4,7 @@
     python bench/grpo.py --only updates      # one of: updates, step, judge, table
     python bench/grpo.py --trl-python ../venv-trl/bin/python       # an interpreter that has trl
     python bench/grpo.py --out grpo.json     # the figures also as JSON
+    python bench/grpo.py --model runs/smollm2/ckpt/base --shape 140 150 8      # an update of a real model
 
 The model has 6 layers of width 384 and random weights, fp32, 22M parameters with a vocabulary of 32k. A group
 has G rollouts of R new tokens after a prefix of P. Every figure comes from a process of its own, after a
@@ -25,6 +26,7 @@ import time
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "demo")]
 SHAPES = [(512, 330, 32768), (840, 430, 32768), (512, 330, 4096), (840, 430, 4096)]         # P, R, vocabulary
+MODEL = os.environ.get("BENCH_MODEL")                                      # of a measurement: --model
 TABLE = [(512, 128, G) for G in (1, 4, 16, 64)] + [(P, 128, 16) for P in (1, 128, 512, 1024, 2048)]
 
 
@@ -32,6 +34,9 @@ def parse_args():
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("--only", choices=["updates", "step", "judge", "table"], help="a part of it (default: all)")
     p.add_argument("--trl-python", default=sys.executable, help="a Python that has trl (default: this one)")
+    p.add_argument("--model", metavar="FOLDER", help="measure one update of this checkpoint, nothing else")
+    p.add_argument("--shape", nargs=3, type=int, metavar=("P", "R", "G"), default=[140, 150, 8],
+                   help="its group: tokens of the prefix, of a response, rollouts (default 140 150 8)")
     p.add_argument("--repeats", type=int, default=1, help="updates per process; the cheapest counts (default 1)")
     p.add_argument("--threads", type=int, default=2, help="of every process (default 2)")
     p.add_argument("--out", help="JSON file for the figures (default: none)")
@@ -46,6 +51,9 @@ def make_model(vocabulary):
     import transformers
 
     import student
+    if MODEL:
+        return (transformers.AutoModelForCausalLM.from_pretrained(MODEL, dtype=torch.float32),
+                transformers.AutoTokenizer.from_pretrained(MODEL))
     tokenizer = student.make_tokenizer()
     torch.manual_seed(0)
     return transformers.Qwen2ForCausalLM(transformers.Qwen2Config(
@@ -250,8 +258,9 @@ def run(arm, P, R, G, vocabulary, args):
     if arm.endswith("trl") and subprocess.run([python, "-c", "import trl"], capture_output=True).returncode:
         print(f"{python} has no trl: {arm} is left out", file=sys.stderr)
         return None
-    env = {**os.environ, "OMP_NUM_THREADS": str(args.threads), "OMP_WAIT_POLICY": "passive",
-           "DS_ACCELERATOR": "cpu", "HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": ""}
+    env = {**os.environ, "BENCH_MODEL": args.model or "", "OMP_NUM_THREADS": str(args.threads),
+           "OMP_WAIT_POLICY": "passive", "DS_ACCELERATOR": "cpu", "HF_HUB_OFFLINE": "1",
+           "CUDA_VISIBLE_DEVICES": ""}
     what = json.dumps([arm, P, R, G, vocabulary, args.repeats])
     done = subprocess.run([python, __file__, "--arm", what], capture_output=True, text=True, env=env)
     if done.returncode:
@@ -275,14 +284,22 @@ def main(args):
                 print(f"| {arm} | {row['cpu']:.1f} | {generation} | {row['seconds']:.1f} | {memory} |",
                       flush=True)
 
-    if args.only in (None, "updates"):
+    parts = [args.only] if args.only else ["updates", "step", "judge", "table"]
+    if args.model:
+        parts = []
+        import transformers
+        vocabulary = transformers.AutoConfig.from_pretrained(args.model).vocab_size
+        P, R, G = args.shape
+        compare(f"One update of {args.model}, P {P}, R {R}, G {G}", ["packed", "anchored", "padded", "trl"],
+                P, R, G, vocabulary)
+    if "updates" in parts:
         for P, R, vocabulary in SHAPES:
             compare(f"One update, P {P}, R {R}, G 16, vocabulary {vocabulary}", ["packed", "anchored", "padded", "trl"],
                     P, R, 16, vocabulary)
-    if args.only in (None, "step"):
+    if "step" in parts:
         compare("A whole step, rollout, reward and update, P 512, R 128, G 16, vocabulary 32768",
                 ["step packed", "step padded", "step trl"], 512, 128, 16, 32768)
-    if args.only in (None, "judge"):
+    if "judge" in parts:
         print("\n256 rollouts of 1 to 430 tokens, each judged in 2 s\n| rewards are asked for | rollouts, seconds "
               "| with rewards | ratio |\n|---|---:|---:|---:|")
         for arm in ("judge meanwhile", "judge afterwards"):
@@ -290,7 +307,7 @@ def main(args):
             rows.append(row)
             print(f"| {arm.split()[1]} | {row['generation']:.1f} | {row['seconds']:.1f} | {row['ratio']:.2f} |",
                   flush=True)
-    if args.only in (None, "table"):
+    if "table" in parts:
         print("\nCPU-seconds of an update, R 128, vocabulary 4096\n| P | G | P + G R | packed | per 1000 "
               "| G (P + R) | padded | per 1000 |\n|---:|---:|---:|---:|---:|---:|---:|---:|")
         for P, R, G in TABLE:

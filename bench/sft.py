@@ -1,9 +1,11 @@
 """sft.py against TRL's SFTTrainer: same model, same trajectories, one after another, each in its own process.
 
   python bench/sft.py                         (pip install trl datasets, for TRL's rows)
+  python bench/sft.py --model runs/smollm2/ckpt/base --data runs/smollm2/bc.jsonl
 
 Model: 22M parameters, hidden 384, 6 layers, 32k vocabulary, fp32. Trajectories: lengths of the authors'
-(../shared/data/score_release, or $SCORE_DATA), 3.5 characters a token, random tokens. Per CPU-second, as a
+(../shared/data/score_release, or $SCORE_DATA), 3.5 characters a token, random tokens. Or a checkpoint and a
+file of trajectories as sft.py reads them. Per CPU-second, as a
 shared machine's clock says little: non-padding and trained tokens; the share of the measured matmul rate
 that the model's arithmetic makes up (head on trained tokens only, causal attention, no recomputation, for all
 alike); peak of resident memory, whole and above that of the process with the model loaded. The matmul rate
@@ -34,13 +36,28 @@ def parse_args():
     p.add_argument("--steps", type=int, default=3, help="measured optimizer steps, after one to warm up (default 3)")
     p.add_argument("--batch", type=int, default=8, help="trajectories per step (TRL packed: as rows; default 8)")
     p.add_argument("--threads", type=int, default=1, help="of torch (default 1)")
+    p.add_argument("--model", metavar="FOLDER", help="Hugging Face checkpoint (default: 22M random weights)")
+    p.add_argument("--data", metavar="FILE", help="trajectories, JSONL (default: lengths of the authors')")
     p.add_argument("--ways", nargs="+", choices=WAYS, default=WAYS, help="what to measure (default: all)")
     p.add_argument("--run", choices=WAYS + ["matmul"], help=argparse.SUPPRESS)
-    return p.parse_args()
+    args = p.parse_args()
+    if (args.model is None) != (args.data is None):
+        p.error("--model and --data go together")
+    return args
 
 
-def trajectories():
-    """[(input_ids, loss_mask)] as long as the authors': question, plan, then thought, code, observation"""
+def trajectories(args):
+    """[(input_ids, loss_mask)] of the file, in its order, or random tokens, as many as the authors' have."""
+    if args.data is None:
+        return made_trajectories()
+    from env import load_chat
+    from plumbing.records import read_jsonl
+    chat = load_chat(args.model)
+    return [chat.encode(record["messages"]) for record in read_jsonl(args.data)]
+
+
+def made_trajectories():
+    """As long as the authors': question, plan, then thought, code, observation."""
     folder = Path(os.environ.get("SCORE_DATA", ROOT / "../shared/data/score_release"))
     rng, found = random.Random(0), []
     for path in sorted(folder.glob("*_trajectories.jsonl")):
@@ -108,7 +125,7 @@ def run_ours(folder, pack, args):
     _, _, device = start_distributed()
     torch.set_num_threads(args.threads)
     policy = load_policy(folder, flags)
-    flops, data = model_flops(policy.model, 0), trajectories()
+    flops, data = model_flops(policy.model, 0), trajectories(args)
     trainer, meter = make_trainer(policy, flags), Meter()
     for step in range(args.steps + 1):
         batch = data[step * args.batch:(step + 1) * args.batch]
@@ -130,7 +147,7 @@ def run_trl(folder, pack, args):
     torch.set_num_threads(args.threads)
     model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
     from plumbing.models import model_flops
-    flops, data = model_flops(model, 0), trajectories()
+    flops, data = model_flops(model, 0), trajectories(args)
     rows = [dict(input_ids=ids, assistant_masks=mask) for ids, mask in data[:args.batch * (args.steps + 1)]]
     per_step = 1
     if pack:                                     # as many rows of 4096 a step as hold a batch
@@ -186,8 +203,11 @@ def run_matmul(args):
 
 
 def measure(way, folder, args):
-    done = subprocess.run([sys.executable, __file__, "--run", way, "--steps", str(args.steps), "--batch",
-                           str(args.batch), "--threads", str(args.threads)], capture_output=True, text=True,
+    command = [sys.executable, __file__, "--run", way, "--steps", str(args.steps), "--batch", str(args.batch),
+               "--threads", str(args.threads)]
+    if args.data:
+        command += ["--model", args.model, "--data", args.data]
+    done = subprocess.run(command, capture_output=True, text=True,
                           env={**os.environ, "BENCH_MODEL": folder, "OMP_NUM_THREADS": str(args.threads)})
     found = [line for line in done.stdout.splitlines() if line.startswith("RESULT")]
     return json.loads(found[-1][7:]) if found else (done.stderr.strip().splitlines() or ["no result"])[-1]
@@ -200,8 +220,9 @@ def main(args):
             return run_matmul(args)
         return (run_trl if args.run.startswith("TRL") else run_ours)(folder, kind == "packed", args)
     with tempfile.TemporaryDirectory() as folder:
-        print(f"{make_model(folder) / 1e6:.1f}M parameters, {args.threads} thread(s), {args.steps} steps of "
-              f"{args.batch} trajectories", flush=True)
+        model = args.model or f"{make_model(folder) / 1e6:.1f}M parameters"
+        folder = args.model or folder
+        print(f"{model}, {args.threads} thread(s), {args.steps} steps of {args.batch} trajectories", flush=True)
         rates, rows = [measure("matmul", folder, args)], {}
         for way in args.ways:
             rows[way] = measure(way, folder, args)

@@ -32,6 +32,10 @@ while [ $# -gt 0 ]; do
 done
 case "$seed" in ''|*[!0-9]*) echo "demo/gsm8k.sh: --seed needs a number, not '$seed'" >&2; exit 2 ;; esac
 case "$size" in cpu|gpu) ;; *) echo "demo/gsm8k.sh: --size is cpu or gpu, not '$size'" >&2; exit 2 ;; esac
+if [ -z "$student" ]; then
+    student=smollm2
+    [ -z "$quick" ] || student=untrained
+fi
 for file in train.jsonl test.jsonl; do
     [ -e "$data/$file" ] || { echo "demo/gsm8k.sh: there is no $data/$file: fetch train.jsonl and test.jsonl from" \
         "https://github.com/openai/grade-school-math (folder grade_school_math/data, MIT licence) into $data, or name" \
@@ -45,24 +49,25 @@ fi
 [ -z "$fresh" ] || rm -rf "$out"
 
 # ---- sizes ----
-# Computed, not measured, for SmolLM2-135M. A demonstration has about 390 of its tokens, 220 of them the policy's;
-# the longest 790.
+# For SmolLM2-135M: a demonstration has about 390 of its tokens, 220 of them the policy's; the longest 790.
+source demo/stage.sh
+dtype=$(fast_dtype $size)
 limits=(--max-steps 10 --max-tokens 600)
-if [ $size = cpu ]; then       # 107 tokens/s forward and backward, 105 generated in 64 rows (2 cores, fp32): 4.5 hours
-    bc=400 mps=240 dev=64 test=300                                                             # tasks
-    clone=(--epochs 2 --batch 8 --row-tokens 1024 --lr 5e-4 --weight-decay 0)                  # 50 minutes
-    mentored=(--batch 32 --sft-share 0.7 --rl-easy 0.5)                                        # 30 minutes
-    correct=(--epochs 2 --batch 8 --row-tokens 1024 --lr 3e-4 --weight-decay 0)                # 20 minutes
-    reinforce=(--steps 16 --prompts 8 --group 8 --mini-batch 4 --row-tokens 1024 --rollout-batch 32
-               --lr 2e-5 --weight-decay 0 --eval-every 16)                                     # 50 minutes
-    rolled=(--chunk 32)                                                # six evaluations: 15 to 30 minutes each
-else                           # some thousand tokens/s generated, in bf16: half an hour
+if [ $size = cpu ]; then
+    bc=1000 mps=400 dev=64 test=300                                                            # tasks
+    clone=(--epochs 1 --batch 8 --row-tokens 2048 --lr 5e-4 --weight-decay 0 --dtype $dtype)
+    mentored=(--batch 64 --sft-share 0.7 --rl-easy 0.5)
+    correct=(--epochs 2 --batch 8 --row-tokens 2048 --lr 3e-4 --weight-decay 0 --dtype $dtype)
+    reinforce=(--steps 16 --prompts 8 --group 8 --mini-batch 4 --row-tokens 2048
+               --lr 2e-5 --weight-decay 0 --dtype $dtype --eval-every 16)
+    rolled=(--chunk 64)
+else
     bc=2000 mps=2500 dev=200 test=1319
-    clone=(--epochs 2 --batch 32 --row-tokens 8192 --lr 5e-4 --weight-decay 0)
+    clone=(--epochs 2 --batch 32 --row-tokens 8192 --lr 5e-4 --weight-decay 0 --dtype $dtype)
     mentored=(--batch 256 --sft-share 0.7 --rl-easy 0.5)
-    correct=(--epochs 2 --batch 32 --row-tokens 8192 --lr 3e-4 --weight-decay 0)
+    correct=(--epochs 2 --batch 32 --row-tokens 8192 --lr 3e-4 --weight-decay 0 --dtype $dtype)
     reinforce=(--steps 24 --prompts 32 --group 16 --mini-batch 16 --row-tokens 8192 --rollout-batch 512
-               --lr 2e-5 --weight-decay 0 --eval-every 24)
+               --lr 2e-5 --weight-decay 0 --dtype $dtype --eval-every 24)
     rolled=(--chunk 512)
 fi
 if [ -n "$quick" ]; then       # the toy world's student spells these texts in bytes
@@ -75,28 +80,12 @@ if [ -n "$quick" ]; then       # the toy world's student spells these texts in b
 fi
 
 source demo/venv.sh
-source demo/stage.sh
-export OMP_WAIT_POLICY=passive TOKENIZERS_PARALLELISM=false OMP_NUM_THREADS=1
-ranks=()                                                               # a GPU is one rank
-if [ $size = cpu ]; then
-    export DS_ACCELERATOR=${DS_ACCELERATOR:-cpu} CUDA_VISIBLE_DEVICES=
-    [ -n "$quick" ] || ranks=(-m torch.distributed.run --standalone --nproc_per_node 2)        # torchrun
-fi
-case "${student:-smollm2}" in
-    smollm2) export HF_HUB_OFFLINE=1 ;;
-    *) [ ! -d "$student" ] || export HF_HUB_OFFLINE=1 ;;
-esac
-mkdir -p "$out/done"
-settings="$seed $size $quick $student $(cksum < "$data/train.jsonl")"
-if [ -e "$out/settings" ] && [ "$(cat "$out/settings")" != "$settings" ]; then
-    echo "demo/gsm8k.sh: $out was made with other flags or data; give --fresh or another --out" >&2; exit 2
-fi
-echo "$settings" > "$out/settings"
+same_settings "$seed $size $quick $student $(cksum < "$data/train.jsonl")"
+run_on $size "$student"
+[ -z "$quick" ] || ranks=()
 
 # ---- the teacher ----
-coproc TEACHER { exec "$python" demo/gsm8k_teacher.py --data "$data" --port 0; }
-trap 'kill $TEACHER_PID 2>/dev/null || true' EXIT
-read -r url <&"${TEACHER[0]}" || { echo "the teacher did not start" >&2; exit 1; }
+start_teacher demo/gsm8k_teacher.py --data "$data"
 teacher=(--teacher-url "$url" --no-preload)                # the code of GSM8K needs neither numpy nor sympy
 
 # ---- the pipeline, each stage the command that a real run uses ----
@@ -122,21 +111,14 @@ stage problems "tasks: the training problems with a solution that can be followe
 stage clean "tasks: none may be a test problem" \
     "$python" judge.py decontaminate --tasks "$out/tasks/all.jsonl" --against "$data/test.jsonl" --out "$out/tasks/clean.jsonl"
 stage split "tasks: $bc to demonstrate, $mps to correct, $dev held out" split
-init=$out/ckpt/init
-if [ -n "$quick" ] && [ -z "$student" ]; then
-    stage init "student: random weights" "$python" demo/student.py --out "$init" --seed "$seed"
-elif [ "${student:-smollm2}" = smollm2 ]; then
-    stage init "student: SmolLM2-135M-Instruct, from its package" "$python" demo/smollm2.py --out "$init"
-else
-    init=$student
-fi
+make_student
 for prompt in cot agent tir; do
-    evaluate "prompted-$prompt" "$init" --prompt $prompt
+    evaluate "prompted-$prompt" "$base" --prompt $prompt
 done
 stage demonstrate "1 BC: the teacher demonstrates" \
     "$python" bc.py --tasks "$out/tasks/bc.jsonl" --out "$out/bc.jsonl" --max-steps 10 "${teacher[@]}"
 stage bc "1 BC: the student clones" \
-    "$python" "${ranks[@]}" sft.py --model "$init" --data "$out/bc.jsonl" --out "$out/ckpt/bc" "${clone[@]}" --seed "$seed"
+    "$python" "${ranks[@]}" sft.py --model "$base" --data "$out/bc.jsonl" --out "$out/ckpt/bc" "${clone[@]}" --seed "$seed"
 evaluate bc "$out/ckpt/bc"
 stage mps "2 MPS: the student acts, the teacher corrects its first wrong step" \
     "$python" "${ranks[@]}" mps.py --tasks "$out/tasks/mps.jsonl" --student "$out/ckpt/bc" --out "$out/mps" \

@@ -44,30 +44,14 @@ if [ -z "$out" ]; then
 fi
 [ -z "$fresh" ] || rm -rf "$out"
 
+source demo/stage.sh
 source demo/sizes.sh                                                       # what the minutes are spent on
 source demo/venv.sh
-source demo/stage.sh
-export OMP_WAIT_POLICY=passive TOKENIZERS_PARALLELISM=false            # several processes share few cores
-export OMP_NUM_THREADS=1
-ranks=()                                                               # a GPU is one rank
-if [ $size = cpu ]; then
-    export DS_ACCELERATOR=${DS_ACCELERATOR:-cpu} CUDA_VISIBLE_DEVICES=
-    ranks=(-m torch.distributed.run --standalone --nproc_per_node 2)   # torchrun
-fi
-case "$student" in
-    tiny|smollm2) export HF_HUB_OFFLINE=1 ;;
-    *) [ ! -d "$student" ] || export HF_HUB_OFFLINE=1 ;;
-esac
-mkdir -p "$out/done"
-if [ -e "$out/settings" ] && [ "$(cat "$out/settings")" != "$settings" ]; then
-    echo "demo/run.sh: $out was made with other flags; give --fresh or another --out" >&2; exit 2
-fi
-echo "$settings" > "$out/settings"
+same_settings "$settings"
+run_on $size "$student"
 
 # ---- the teacher: one HTTP server for chat completions and for web search ----
-coproc TEACHER { exec "$python" demo/teacher.py --port 0; }
-trap 'kill $TEACHER_PID 2>/dev/null || true' EXIT
-read -r url <&"${TEACHER[0]}" || { echo "the demo's teacher did not start" >&2; exit 1; }
+start_teacher demo/teacher.py
 world=(--search "http:$url/search" --no-preload)           # the toy tasks need neither numpy nor sympy
 teacher=(--teacher-url "$url" "${world[@]}")
 
@@ -76,20 +60,7 @@ began=$SECONDS
 
 stage tasks "tasks" \
     "$python" demo/world.py --out "$out/tasks" --seed "$seed" --bc $bc --mps $mps --dev $dev --eval $eval
-case "$student" in
-    tiny)
-        stage init "student: random weights" \
-            "$python" demo/student.py --out "$out/ckpt/init" --seed "$seed"
-        stage base "student: stand-in for pretraining" \
-            "$python" "${ranks[@]}" sft.py --model "$out/ckpt/init" --data "$out/tasks/pretrain.jsonl" \
-            --out "$out/ckpt/base" --steps $pretrain_steps "${pretrain[@]}" --seed "$seed"
-        base=$out/ckpt/base ;;
-    smollm2)
-        stage base "student: SmolLM2-135M-Instruct, from its package" \
-            "$python" demo/smollm2.py --out "$out/ckpt/base" --dtype $dtype
-        base=$out/ckpt/base ;;
-    *) base=$student ;;
-esac
+make_student
 stage demonstrate "1 BC: the teacher demonstrates" \
     "$python" bc.py --tasks "$out/tasks/bc.jsonl" --out "$out/bc.jsonl" "${teacher[@]}"
 stage bc "1 BC: the student clones" \
@@ -109,9 +80,9 @@ if [ "$student" != tiny ]; then                            # the same tasks and 
     models=(bc bc-all sft rl)
     stage demonstrate-all "BC on all data: the teacher demonstrates the other tasks too" \
         "$python" bc.py --tasks "$out/tasks/mps.jsonl" --out "$out/bc-more.jsonl" "${teacher[@]}"
-    stage bc-all "BC on all data: the student clones as long as in stages 1 and 3 together" \
-        "$python" "${ranks[@]}" sft.py --model "$base" --data "$out/bc.jsonl" "$out/bc-more.jsonl" \
-        --out "$out/ckpt/bc-all" --steps $((clone_steps + correct_steps)) "${clone[@]}" --seed "$seed"
+    stage bc-all "BC on all data: the student goes on cloning, for as long as stage 3" \
+        "$python" "${ranks[@]}" sft.py --model "$out/ckpt/bc" --data "$out/bc.jsonl" "$out/bc-more.jsonl" \
+        --out "$out/ckpt/bc-all" --steps $correct_steps "${correct[@]}" --seed "$seed"
 fi
 evaluate() {                                               # evaluate MODEL greedy|sampled
     local flags=(); [ $2 = sampled ] || flags=(--greedy)

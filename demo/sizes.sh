@@ -16,20 +16,21 @@ if [ -n "${study:-}" ]; then                   # a student that leaves RL room, 
     limits=(--max-steps 9 --max-tokens 300)
     far=(--max-steps 11 --max-tokens 360)
 fi
-dtype=fp32 split=()
-if [ "${student:-tiny}" != tiny ]; then        # 135M pretrained parameters: on 2 cores 100 tokens a second
-    bc=200 mps=96 eval=200 split=(--sft-share 0.65)
-    clone_steps=44     clone=(--batch 4 --row-tokens 1024 --lr 5e-4 --weight-decay 0)
-    correct_steps=44   correct=(--batch 4 --row-tokens 1024 --lr 3e-4 --weight-decay 0)
-    reinforce_steps=6  reinforce=(--prompts 6 --group 8 --mini-batch 3 --row-tokens 1024 --lr 2e-5
-                                  --weight-decay 0)
+split=()
+if [ "${student:-tiny}" != tiny ]; then        # 135M pretrained parameters: 2 cores train on 250 tokens a second
+    dtype=$(fast_dtype $size)
+    bc=400 mps=256 eval=200 split=(--sft-share 0.65)
+    clone_steps=100    clone=(--batch 8 --row-tokens 2048 --lr 5e-4 --weight-decay 0 --dtype $dtype)
+    correct_steps=80   correct=(--batch 8 --row-tokens 2048 --lr 3e-4 --weight-decay 0 --dtype $dtype)
+    reinforce_steps=10 reinforce=(--prompts 8 --group 8 --mini-batch 4 --row-tokens 2048 --lr 2e-5
+                                  --weight-decay 0 --dtype $dtype)
     limits=(--max-steps 8 --max-tokens 440)                                    # its tokens are shorter
     if [ "$size" = gpu ]; then
-        dtype=bf16 bc=600 mps=384
-        clone_steps=120    clone=(--batch 16 --row-tokens 8192 --lr 5e-4 --weight-decay 0)
-        correct_steps=120  correct=(--batch 16 --row-tokens 8192 --lr 3e-4 --weight-decay 0)
+        bc=600 mps=384
+        clone_steps=120    clone=(--batch 16 --row-tokens 8192 --lr 5e-4 --weight-decay 0 --dtype $dtype)
+        correct_steps=120  correct=(--batch 16 --row-tokens 8192 --lr 3e-4 --weight-decay 0 --dtype $dtype)
         reinforce_steps=6  reinforce=(--prompts 32 --group 8 --rollout-batch 256 --mini-batch 16
-                                      --row-tokens 8192 --lr 2e-5 --weight-decay 0)
+                                      --row-tokens 8192 --lr 2e-5 --weight-decay 0 --dtype $dtype)
     fi
 fi
 if [ -n "$quick" ]; then
@@ -40,6 +41,6 @@ if [ -n "$quick" ]; then
     if [ "${student:-tiny}" != tiny ]; then
         bc=16 mps=8 eval=4 split=() limits=(--max-steps 8 --max-tokens 40)
         clone_steps=2 correct_steps=2 reinforce_steps=1
-        reinforce=(--prompts 2 --group 4 --mini-batch 2 --row-tokens 1024 --lr 2e-5 --max-failed 1)
+        reinforce=(--prompts 2 --group 4 --mini-batch 2 --row-tokens 1024 --lr 2e-5 --max-failed 1 --dtype $dtype)
     fi
 fi

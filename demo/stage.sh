@@ -1,4 +1,36 @@
-# Sourced by run.sh and gsm8k.sh: a stage of theirs, done once in the folder $out.
+# Sourced by run.sh, lengths.sh and gsm8k.sh: what they share. $out is the folder that they write to.
+
+same_settings() {                                          # same_settings TEXT: no run goes on with other flags
+    mkdir -p "$out/done"
+    if [ -e "$out/settings" ] && [ "$(cat "$out/settings")" != "$1" ]; then
+        echo "$0: $out was made with other flags or data; give --fresh or another --out" >&2; exit 2
+    fi
+    echo "$1" > "$out/settings"
+}
+
+run_on() {                                                 # run_on cpu|gpu STUDENT: sets $ranks, torchrun's flags
+    export OMP_WAIT_POLICY=passive TOKENIZERS_PARALLELISM=false OMP_NUM_THREADS=1       # processes share few cores
+    ranks=()                                               # a GPU is one rank
+    if [ "$1" = cpu ]; then
+        export DS_ACCELERATOR=${DS_ACCELERATOR:-cpu} CUDA_VISIBLE_DEVICES=
+        ranks=(-m torch.distributed.run --standalone --nproc_per_node 2)
+    fi
+    case "$2" in
+        tiny|untrained|smollm2) export HF_HUB_OFFLINE=1 ;;
+        *) [ ! -d "$2" ] || export HF_HUB_OFFLINE=1 ;;
+    esac
+}
+
+fast_dtype() {                                             # fast_dtype cpu|gpu -> bf16 where it is faster than fp32
+    if [ "$1" = gpu ] || grep -qwE 'avx512_bf16|amx_bf16' /proc/cpuinfo 2> /dev/null; then echo bf16; else echo fp32; fi
+}
+
+start_teacher() {                                          # start_teacher SCRIPT FLAGS…: sets $url, of its HTTP server
+    coproc TEACHER { exec "$python" "$@" --port 0; }
+    trap 'kill $TEACHER_PID 2>/dev/null || true' EXIT
+    read -r url <&"${TEACHER[0]}" || { echo "$0: the teacher did not start" >&2; exit 1; }
+}
+
 stage() {                                                  # stage NAME TITLE COMMAND…: skipped if it was done before
     local name=$1 title=$2 start=$SECONDS; shift 2
     if [ -e "$out/done/$name" ]; then echo "== $title: done before"; return; fi
@@ -6,4 +38,22 @@ stage() {                                                  # stage NAME TITLE CO
     "$@"
     echo "   $((SECONDS - start)) s"
     touch "$out/done/$name"
+}
+
+make_student() {                                           # sets $base, the student before it has seen a demonstration
+    base=$out/ckpt/base
+    case "$student" in
+        tiny)                                              # it needs the world's exercises, tasks/pretrain.jsonl
+            stage init "student: random weights" \
+                "$python" demo/student.py --out "$out/ckpt/init" --seed "$seed"
+            stage base "student: stand-in for pretraining" \
+                "$python" "${ranks[@]}" sft.py --model "$out/ckpt/init" --data "$out/tasks/pretrain.jsonl" \
+                --out "$base" --steps $pretrain_steps "${pretrain[@]}" --seed "$seed" ;;
+        untrained)
+            stage base "student: random weights" "$python" demo/student.py --out "$base" --seed "$seed" ;;
+        smollm2)
+            stage base "student: SmolLM2-135M-Instruct, from its package" \
+                "$python" demo/smollm2.py --out "$base" --dtype $dtype ;;
+        *) base=$student ;;
+    esac
 }

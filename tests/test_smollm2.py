@@ -64,7 +64,11 @@ def test_a_missing_package_is_named(there, named, tmp_path, monkeypatch):
 # ---- demo/run.sh with another student: the commands, of a Python that only names them ----
 
 SAYS = """#!/bin/bash
-case "$*" in *demo/teacher.py*) echo http://127.0.0.1:1; exec sleep 60 ;; esac
+case "$*" in
+    *demo/teacher.py*) echo http://127.0.0.1:1; exec sleep 60 ;;
+    *demo/world.py*) mkdir -p "$3"; for n in 2 3 4 5 6; do echo "{\\"horizon\\": $n}"; done | tee "$3"/bc.jsonl > "$3"/eval.jsonl
+                     for n in 7 8; do echo "{\\"horizon\\": $n}"; done > "$3"/beyond.jsonl ;;
+esac
 echo "offline=$HF_HUB_OFFLINE ${CUDA_VISIBLE_DEVICES-as it is}: $*"
 """
 
@@ -77,8 +81,8 @@ def commands(tmp_path):
     python.chmod(0o755)
     environment = {name: value for name, value in os.environ.items() if name != "HF_HUB_OFFLINE"}
 
-    def run(*flags, code=0):
-        done = subprocess.run(["bash", "demo/run.sh", "--out", tmp_path / "out", *flags], cwd=ROOT, text=True,
+    def run(*flags, code=0, demo="demo/run.sh"):
+        done = subprocess.run(["bash", demo, "--out", tmp_path / "out", *flags], cwd=ROOT, text=True,
                               capture_output=True, env={**environment, "PYTHON": str(python)})
         assert done.returncode == code, done.stderr
         if code:
@@ -88,18 +92,22 @@ def commands(tmp_path):
     return run
 
 
-def steps(said, name):
+def told(said, name):
     line, = [line for line in said if f"--out OUT/ckpt/{name} " in line]
-    return int(re.search(r"--steps (\d+)", line)[1])
+    return line
+
+
+def steps(said, name):
+    return int(re.search(r"--steps (\d+)", told(said, name))[1])
 
 
 def test_a_pretrained_student_takes_the_same_way_but_for_pretraining(commands):
     tiny, real = commands(), commands("--student", "smollm2", "--fresh")
     ours = [line for line in tiny if "demo/student.py" in line or "pretrain.jsonl" in line]
     assert len(ours) == 2 and steps(tiny, "base") == 800 and not any("bc-all" in line for line in tiny)
-    assert [line for line in real if "demo/smollm2.py" in line and "--out OUT/ckpt/base --dtype fp32" in line]
+    assert [line for line in real if re.search("demo/smollm2.py --out OUT/ckpt/base --dtype (bf16|fp32)$", line)]
     assert not any("student.py" in line or "pretrain.jsonl" in line for line in real)
-    assert steps(real, "bc-all") == steps(real, "bc") + steps(real, "sft") == 88
+    assert steps(real, "bc-all") == steps(real, "sft") and "--model OUT/ckpt/bc " in told(real, "bc-all")
 
     def scripts(said):
         more = re.compile("--out OUT/(ckpt/bc-all|eval/bc-all|bc-more)")       # of the arm that it has besides
@@ -117,11 +125,22 @@ def test_any_folder_or_hub_name_is_a_student_and_a_gpu_is_one_rank(commands, tmp
     for student, offline in (str(tmp_path / "Mine"), "1"), ("Org/Model-1B", ""):
         said = commands("--student", student, "--size", "gpu", "--fresh")
         assert all(line.startswith(f"offline={offline} as it is: ") and "nproc_per_node" not in line for line in said)
-        assert sum(f"sft.py --model {student} " in line for line in said) == 2                 # bc, bc-all
+        assert sum(f"sft.py --model {student} " in line for line in said) == 1
         assert sum("eval.py run" in line for line in said) == 8 and not any("smollm2" in line for line in said)
     assert "made with other flags" in commands("--student", student, code=2)
     assert "give --student too" in commands("--size", "gpu", code=2)
     assert "not 'tpu'" in commands("--size", "tpu", code=2)
+
+
+def test_lengths_are_cloned_up_to_4_and_tested_up_to_8(commands, tmp_path):
+    for student, trained in ("tiny", 2), ("smollm2", 1):
+        said = commands("--student", student, "--fresh", demo="demo/lengths.sh")
+        assert len([line for line in said if "sft.py" in line]) == trained
+        assert "OUT/bc.jsonl" in told(said, "bc") and any("OUT/tasks/short.jsonl" in line for line in said)
+        assert [line for line in said if "eval.py run" in line and "OUT/tasks/all.jsonl" in line]
+    assert [r["horizon"] for r in lines(tmp_path / "out" / "tasks" / "short.jsonl")] == [2, 3, 4]
+    assert [r["horizon"] for r in lines(tmp_path / "out" / "tasks" / "all.jsonl")] == [2, 3, 4, 5, 6, 7, 8]
+    assert "made with other flags" in commands("--quick", demo="demo/lengths.sh", code=2)
 
 
 # ---- its tokens: what is trained on is what an engine is given and writes ----

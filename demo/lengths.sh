@@ -1,0 +1,60 @@
+#!/usr/bin/env bash
+# A control: does what a student clones carry over to longer tasks? bash demo/lengths.sh [flags]
+#
+#   --student S    tiny (default), smollm2, or the Hugging Face folder or hub name of another chat model
+#   --quick        a smoke run: everything runs, nothing is learned
+#   --fresh        start over; otherwise a second call goes on where the first one stopped
+#   --seed N       other tasks (default 0)
+#   --size cpu|gpu what a pretrained student is given (default cpu)
+#   --out DIR      where everything is written (default runs/lengths-STUDENT)
+#
+# A teacher that never leaps demonstrates tasks of 2 to 4 steps. The student clones them and is then tested on tasks
+# of 2 to 8 steps: the table has a row for each length.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+# ---- flags ----
+seed=0 fresh= quick= out= student=tiny size=cpu
+while [ $# -gt 0 ]; do
+    case "$1" in
+        --quick) quick=1 ;;
+        --fresh) fresh=1 ;;
+        --seed) seed=${2:?--seed needs a number}; shift ;;
+        --out) out=${2:?--out needs a folder}; shift ;;
+        --student) student=${2:?--student needs a name}; shift ;;
+        --size) size=${2:?--size needs cpu or gpu}; shift ;;
+        -h|--help) sed -n '2,12s/^# \{0,1\}//p' "$0"; exit ;;
+        *) echo "demo/lengths.sh: unknown argument $1 (--help lists them)" >&2; exit 2 ;;
+    esac
+    shift
+done
+case "$seed" in ''|*[!0-9]*) echo "demo/lengths.sh: --seed needs a number, not '$seed'" >&2; exit 2 ;; esac
+case "$size" in cpu|gpu) ;; *) echo "demo/lengths.sh: --size needs cpu or gpu, not '$size'" >&2; exit 2 ;; esac
+out=${out:-runs/lengths-$(basename "$student")${quick:+-quick}}
+[ -z "$fresh" ] || rm -rf "$out"
+
+source demo/stage.sh
+source demo/sizes.sh
+source demo/venv.sh
+same_settings "$seed $quick $student $size"
+run_on $size "$student"
+
+# ---- the pipeline ----
+stage tasks "tasks of 2 to 8 steps" \
+    "$python" demo/world.py --out "$out/tasks" --seed "$seed" --searches 6 --bc $((bc * 5 / 3)) --eval $eval --beyond $beyond
+grep -E '"horizon": [234]\b' "$out/tasks/bc.jsonl" > "$out/tasks/short.jsonl"
+cat "$out/tasks/eval.jsonl" "$out/tasks/beyond.jsonl" > "$out/tasks/all.jsonl"
+start_teacher demo/teacher.py --leap 0
+world=(--search "http:$url/search" --no-preload)
+make_student
+stage demonstrate "the teacher demonstrates tasks of 2 to 4 steps, without leaps" \
+    "$python" bc.py --tasks "$out/tasks/short.jsonl" --out "$out/bc.jsonl" --teacher-url "$url" "${world[@]}"
+stage bc "the student clones" \
+    "$python" "${ranks[@]}" sft.py --model "$base" --data "$out/bc.jsonl" --out "$out/ckpt/bc" \
+    --steps $clone_steps "${clone[@]}" --seed "$seed"
+stage eval "evaluation on 2 to 8 steps" \
+    "$python" "${ranks[@]}" eval.py run --model "$out/ckpt/bc" --tasks "$out/tasks/all.jsonl" --out "$out/eval" \
+    --name "BC on 2 to 4 steps" --metric rule --greedy "${world[@]}" "${far[@]}"
+"$python" eval.py table "$out/eval" --out "$out/table.md" --paper none
+"$python" eval.py report "$out"
+echo "A row for each length is in $out/report.html."
