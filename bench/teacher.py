@@ -16,8 +16,10 @@ right): of the toy world, or of GSM8K's training problems (--gsm8k), whose annot
 (<<48/2=24>>) become steps. One operation, or one link of a search, is another one; what follows goes on with
 its result and is itself as it should be.
 """
+import ast
+import builtins
+import copy
 import json
-import math
 import pathlib
 import random
 import re
@@ -28,6 +30,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "demo")]   # before this folder, whose env.py and mps.py are benches
+import gsm8k  # noqa: E402
 import world  # noqa: E402
 from judge import Teacher  # noqa: E402
 from plumbing.chat_api import BadReply  # noqa: E402
@@ -45,94 +48,40 @@ VARIABLE = re.compile(r'"[^"]*"|\d+')                      # what differs betwee
 
 # ---- runs whose first wrong step is known ----
 
-ANNOTATION = re.compile(r"\s*=?\s*\$?<<([^<>=]+)=([^<>=]+)>>\s*\$?[\d.,]*\d")
-OPERATION = re.compile(r"(?<=[\d)])[+\-*/]")             # between two terms, not a sign
-NUMBER = re.compile(r"\d+(?:\.\d+)?|\.\d+")
-OTHER = {"+": "-", "-": "+", "*": "+", "/": "*"}           # what an operation is changed to
+OTHER = {ast.Add: ast.Sub, ast.Sub: ast.Add, ast.Mult: ast.Add, ast.Div: ast.Mult}     # what an operation becomes
+KNOWN = {name: getattr(builtins, name) for name in ("sum", "max", "min", "int", "float", "abs", "round")}
 
 
-def value_of(expression, results):
-    """What Python prints of an expression of numbers, + - * / and earlier results; None if it is none."""
-    if not re.fullmatch(r"[\d.+\-*/() r_]+", expression):
-        return None
-    try:
-        value = eval(expression, {"__builtins__": {}}, dict(results))
-    except (SyntaxError, NameError, TypeError, ZeroDivisionError, OverflowError):
-        return None
-    return value if isinstance(value, (int, float)) and math.isfinite(value) else None
+def operations(tree):
+    """The operations of an expression that can be another one."""
+    return [node for node in ast.walk(tree) if isinstance(node, ast.BinOp) and type(node.op) in OTHER]
 
 
-def read_chain(question, solution):
-    """A solution of GSM8K -> [(expression, the words before it, those after it)], earlier results by name.
-
-    None if it is no chain of computations, one a line, each in words, that ends in the answer.
-    """
-    body, _, answer = solution.rpartition("####")
-    chain = []
-    results = {}
-    said = ""
-    for line in body.strip().splitlines():
-        said = f"{said} {line}".strip()                    # a line without an annotation belongs to the next
-        found = ANNOTATION.findall(line)
-        if not found:
-            continue
-        written, stated = found[0]
-        expression = named(written.replace(" ", ""), question, results)
-        value = value_of(expression, results)
-        words = as_written(written).split(ANNOTATION.sub("", said))
-        if len(found) > 1 or value is None or len(words) != 2 or not OPERATION.search(written.replace(" ", "")):
-            return None
-        if abs(value - float(stated.replace(",", ""))) > 0.01:
-            return None
-        chain.append((expression, *words))
-        results[f"r_{len(chain)}"] = value
-        said = ""
-    if len(chain) < 2 or abs(value - float(answer.replace(",", ""))) > 1e-6:
-        return None
-    return chain
-
-
-def as_written(expression):
-    """48*2 -> what finds "$48 x 2" in a text."""
-    parts = re.findall(r"[\d.]+|.", expression.replace(" ", ""))
-    return re.compile(r"\$?" + r"\s*\$?".join("[*x×]" if part == "*" else re.escape(part) for part in parts))
-
-
-def named(expression, question, results):
-    """48+24 -> 48+r_1: a number that the question does not have, but an earlier step has found."""
-    def name(number):
-        if re.search(rf"(?<![\d.]){re.escape(number[0])}(?![\d.])", question):
-            return number[0]
-        found = [key for key, value in results.items() if abs(value - float(number[0])) < 1e-9]
-        return found[-1] if found else number[0]
-    return NUMBER.sub(name, expression)
-
-
-def change(expression, operation):
+def change(tree, operation):
     """The expression with another one in place of its operation of this number."""
-    place = list(OPERATION.finditer(expression))[operation]
-    return expression[:place.start()] + OTHER[place[0]] + expression[place.end():]
+    tree = copy.deepcopy(tree)
+    node = operations(tree)[operation]
+    node.op = OTHER[type(node.op)]()
+    return tree
 
 
-def play_chain(chain, wrong=None, operation=None):
-    """-> [(content, observation)] of a chain's steps, in step `wrong` with another operation in place of that
-    one. None if it cannot be computed, or if later words tell what the right result was."""
+def play_chain(problem, wrong=None, operation=None):
+    """-> [(content, observation)] of the steps of a gsm8k.Problem, in step `wrong` with another operation in place
+    of that one. None if it cannot be computed."""
     results = {}
-    right = {}                                             # what the results would have been
     steps = []
-    for k, (expression, before, after) in enumerate(chain, 1):
-        right[f"r_{k}"] = value_of(expression, right)
-        if k == wrong:
-            expression = change(expression, operation)
-        value = value_of(expression, results)
-        known = {result for name, result in right.items() if results.get(name, result) != result}
-        if value is None or known & {float(n) for n in NUMBER.findall(before + after)}:
+    for k, step in enumerate(problem.steps, 1):
+        tree = change(step.tree, operation) if k == wrong else step.tree
+        code = ast.unparse(gsm8k.with_results(tree, lambda at: ast.Name(f"r_{at + 1}")))
+        shown = ast.unparse(gsm8k.with_results(tree, lambda at: ast.Constant(results[f"r_{at + 1}"])))
+        try:
+            value = eval(code, {"__builtins__": KNOWN}, dict(results))
+        except ArithmeticError:
             return None
-        shown = re.sub(r"r_\d+", lambda name: f"{results[name[0]]:g}", expression)
         results[f"r_{k}"] = value
-        thought = f"{before}{shown}{after}"
-        steps.append((world.write(thought, f"r_{k} = {expression}\nprint(r_{k})"), str(value)))
-    steps.append((world.write("That is the answer.", f"final_answer_print(r_{len(chain)})"), str(value)))
+        steps.append((world.write(f"Find {step.label or 'the next number'}: {shown}.",
+                                  f"r_{k} = {code}\nprint(r_{k})"), str(value)))
+    steps.append((world.write("That is the answer.", f"final_answer_print(r_{len(problem.steps)})"), str(value)))
     return steps
 
 
@@ -199,21 +148,22 @@ def toy_runs(n, seed):
 def gsm8k_runs(path, n, seed):
     """n runs of GSM8K's problems with annotated solutions; every third is right."""
     dice = random.Random(seed)
-    problems = [record for _, record in read_jsonl(path, ("question", "answer"))]
+    rows = [record for _, record in read_jsonl(path, ("question", "answer"))]
     runs = []
-    for at in dice.sample(range(len(problems)), len(problems)):
-        question, solution = problems[at]["question"], problems[at]["answer"]
-        chain = read_chain(question, solution)
-        if chain is None:
+    for at in dice.sample(range(len(rows)), len(rows)):
+        problem = gsm8k.read_solution(rows[at]["question"], rows[at]["answer"])
+        if isinstance(problem, str):                       # why it has no chain of steps
             continue
-        task = {"id": f"gsm8k-{at:05d}", "question": question, "answer": solution.rpartition("####")[2].strip()}
-        right = play_chain(chain)
+        places = [(k, i) for k, step in enumerate(problem.steps, 1) for i in range(len(operations(step.tree)))]
+        right = play_chain(problem)
+        if len(problem.steps) < 2 or not places or right is None:
+            continue
+        task = {"id": f"gsm8k-{at:05d}", "question": problem.question, "answer": problem.answer}
         if len(runs) % 3 == 0:
             runs.append(as_run(task, PLANS["gsm8k"], right, None, right))
         else:
-            k = dice.randrange(1, len(chain) + 1)
-            operation = dice.randrange(len(OPERATION.findall(chain[k - 1][0])))
-            steps = play_chain(chain, k, operation)
+            k, operation = dice.choice(places)
+            steps = play_chain(problem, k, operation)
             if steps is None or steps[-1][1] == right[-1][1]:             # it makes no difference
                 continue
             runs.append(as_run(task, PLANS["gsm8k"], steps, k, right))

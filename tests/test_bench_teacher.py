@@ -1,4 +1,5 @@
 """bench/teacher.py: runs whose first wrong step is known, and what a teacher's replies are good for."""
+import ast
 import json
 import os
 import threading
@@ -40,18 +41,19 @@ NO_CHAINS = [problem("How many are 5?", "There are 5.\n#### 5"),                
 
 def test_a_chain_of_gsm8k_and_one_changed_operation():
     t = bench()
-    chain = t.read_chain(CLIPS["question"], CLIPS["answer"])
-    assert chain == [("48/2", "Ann sold ", " clips in May."), ("48+r_1", "Ann sold ", " clips altogether.")]
-    assert [content for content, _ in t.play_chain(chain, wrong=1, operation=0)] == [
-        "<thought>Ann sold 48*2 clips in May.</thought><code>r_1 = 48*2\nprint(r_1)</code>",
-        "<thought>Ann sold 48+96 clips altogether.</thought><code>r_2 = 48+r_1\nprint(r_2)</code>",
+    clips = t.gsm8k.read_solution(CLIPS["question"], CLIPS["answer"])
+    assert [content for content, _ in t.play_chain(clips, wrong=1, operation=0)] == [
+        "<thought>Find clips in May: 48 * 2.</thought><code>r_1 = 48 * 2\nprint(r_1)</code>",
+        "<thought>Find clips altogether: 48 + 96.</thought><code>r_2 = 48 + r_1\nprint(r_2)</code>",
         "<thought>That is the answer.</thought><code>final_answer_print(r_2)</code>"]
-    assert [seen for _, seen in t.play_chain(chain)] == ["24.0", "72.0", "72.0"]
-    assert [expression for expression, *_ in t.read_chain(PAY["question"], PAY["answer"])] == ["12*5", "r_1-10"]
-    assert [t.read_chain(p["question"], p["answer"]) for p in NO_CHAINS] == [None] * 3
-    told = [("2*3", "They are ", "."), ("r_1+1", "With the 6 it is ", ".")]
-    assert t.play_chain(told, wrong=1, operation=0) is None                    # the words of step 2 tell the right result
-    assert t.change("(2+3)*-4", 1) == "(2+3)+-4"
+    assert [seen for _, seen in t.play_chain(clips)] == ["24.0", "72.0", "72.0"]
+    assert [isinstance(t.gsm8k.read_solution(p["question"], p["answer"]), str) for p in NO_CHAINS] == [True] * 3
+    tree = ast.parse("(2 + 3) * -4 ** 2", mode="eval").body                    # a power stays
+    assert [ast.unparse(t.change(tree, i)) for i in range(len(t.operations(tree)))] == [
+        "2 + 3 + -4 ** 2", "(2 - 3) * -4 ** 2"]
+    half = t.gsm8k.read_solution("What is 8/(3-2), plus 1?", "It is 8/(3-2) = <<8/(3-2)=8>>8.\nIt is 8+1 = <<8+1=9>>9.\n#### 9")
+    half.steps[0].tree = ast.parse("8 / (2 - 2)", mode="eval").body
+    assert t.play_chain(half) is None
 
 
 def steps_of(run):
