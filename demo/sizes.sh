@@ -19,10 +19,10 @@ fi
 split=()
 if [ "${student:-tiny}" != tiny ]; then        # 135M pretrained parameters: 2 cores train on 250 tokens a second
     dtype=$(fast_dtype $size)
-    bc=400 mps=256 eval=200 split=(--sft-share 0.65)
-    clone_steps=100    clone=(--batch 8 --row-tokens 2048 --lr 5e-4 --weight-decay 0 --dtype $dtype)
-    correct_steps=80   correct=(--batch 8 --row-tokens 2048 --lr 3e-4 --weight-decay 0 --dtype $dtype)
-    reinforce_steps=10 reinforce=(--prompts 8 --group 8 --mini-batch 4 --row-tokens 2048 --lr 2e-5
+    bc=240 mps=160 eval=200 split=(--sft-share 0.65)
+    clone_steps=60     clone=(--batch 8 --row-tokens 2048 --lr 5e-4 --weight-decay 0 --dtype $dtype)
+    correct_steps=36   correct=(--batch 8 --row-tokens 2048 --lr 3e-4 --weight-decay 0 --dtype $dtype)
+    reinforce_steps=8  reinforce=(--prompts 8 --group 8 --mini-batch 4 --row-tokens 2048 --lr 2e-5
                                   --weight-decay 0 --dtype $dtype)
     limits=(--max-steps 8 --max-tokens 440)                                    # its tokens are shorter
     if [ "$size" = gpu ]; then
