@@ -5,25 +5,28 @@
 `rows`: a row for each of 64 trajectories, from its question on, as many tokens as the trajectory has after it; what
 a row writes after its last token counts for nothing. `episodes`: 64 tasks without a search, played greedily as an
 agent; `generate` writes a turn for all of them, their code runs, and the next call begins at the whole text again.
-Both in this process, with the same dtype and threads. A CPU-second is one of this process, without the interpreters.
+Both in this process, with the same dtype and threads, first one and then the other; engine, episodes and interpreters
+are made before the clock starts. A CPU-second is one of this process, without the interpreters.
 """
 import argparse
 import os
 import statistics
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
-os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+os.environ |= {"OMP_WAIT_POLICY": "passive", "CUDA_VISIBLE_DEVICES": ""}
 
 import torch
 import transformers
 
 from env import load_chat, make_episodes
 from plumbing.attention import use_segments
+from plumbing.cli import InputError
 from plumbing.engines import TorchEngine
 from plumbing.models import load_model
 from plumbing.records import read_jsonl
@@ -34,7 +37,7 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 def parse_args():
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("--model", required=True, metavar="FOLDER", help="Hugging Face checkpoint of a chat model")
-    p.add_argument("--data", required=True, metavar="FILE", help="trajectories, JSONL as sft.py reads it")
+    p.add_argument("--data", required=True, metavar="FILE", help="trajectories with their tasks: bc.jsonl, sft.jsonl")
     p.add_argument("--rows", type=int, default=64, help="rows generated together (default 64)")
     p.add_argument("--max-tokens", type=int, default=440, help="after the question, of an episode (default 440)")
     p.add_argument("--dtype", choices=list(DTYPES), default="fp32", help="of the weights (default fp32)")
@@ -76,9 +79,11 @@ def play_by_turns(model, chat, episodes):
     for episode in episodes:
         episode.begin(chat)
     live = episodes
-    while live:
-        turns = generate(model, [e.ids for e in live], [e.tokens_left for e in live], [chat.end, *chat.stray])
-        live = [e for e, ids in zip(live, turns) if e.token_turn(chat, ids, [0.0] * len(ids)) is not None]
+    with ThreadPoolExecutor(16) as pool:                   # as many programs at once as the engine runs
+        while live:
+            turns = generate(model, [e.ids for e in live], [e.tokens_left for e in live], [chat.end, *chat.stray])
+            goes_on = pool.map(lambda e, ids: e.token_turn(chat, ids, [0.0] * len(ids)), live, turns)
+            live = [e for e, between in zip(live, goes_on) if between is not None]
 
 
 # ---- rows of a given length, for the engine ----
@@ -100,28 +105,28 @@ class Fixed:
         self.written = ids
 
 
-def play_rows(model, prompts, lengths):
-    rows = [Fixed(prompt, length) for prompt, length in zip(prompts, lengths)]
-    TorchEngine(model, SimpleNamespace(end=-1, stray=()), batch=len(rows)).play(rows, temperature=0)
-    return [row.written for row in rows]
-
-
 # ---- both ----
 
-def measure(model, ours, theirs, repeats):
-    """Seconds of each, in turns: {name: (CPU-seconds, seconds), medians}, and what they returned last."""
-    found = {"TorchEngine": [], "generate": []}
-    returned = {}
-    for _ in range(repeats):
-        for name, work in ("TorchEngine", ours), ("generate", theirs):
-            if name == "TorchEngine":
-                use_segments(model)
-            else:
-                model.set_attn_implementation("sdpa")
+def measure(ways, prepare, repeats):
+    """ways: {name: function of what prepare(name) gives}, run in turns
+    -> {name: [CPU-seconds, seconds], medians}, {name: what it was given last}."""
+    times = {name: [] for name in ways}
+    given = {}
+    for i in range(repeats):
+        for name in list(ways)[::1 if i % 2 else -1]:
+            given[name] = prepare(name)
             cpu, wall = time.process_time(), time.perf_counter()
-            returned[name] = work()
-            found[name].append((time.process_time() - cpu, time.perf_counter() - wall))
-    return {name: [statistics.median(column) for column in zip(*times)] for name, times in found.items()}, returned
+            ways[name](given[name])
+            times[name].append((time.process_time() - cpu, time.perf_counter() - wall))
+    return {name: [statistics.median(column) for column in zip(*found)] for name, found in times.items()}, given
+
+
+def attend(model, name):
+    """The attention of the engine, or that of plain Transformers."""
+    if name == "TorchEngine":
+        use_segments(model)
+    else:
+        model.set_attn_implementation("sdpa")
 
 
 def show(what, tokens, times):
@@ -132,40 +137,62 @@ def show(what, tokens, times):
           f"**{tokens['TorchEngine'] / ours / (tokens['generate'] / theirs):.1f}** | |", flush=True)
 
 
+def read_records(path):
+    """-> [(messages, task)]; InputError where a task or its run is missing."""
+    records = [record for _, record in read_jsonl(path, ("id", "question", "answer", "messages"))]
+    return [(record["messages"], {name: record[name] for name in ("id", "question", "answer")}) for record in records]
+
+
 def main(args):
     torch.set_num_threads(args.threads)
+    records = read_records(args.data)
     model = load_model(args.model, DTYPES[args.dtype]).eval()
+    model.generation_config = transformers.GenerationConfig()              # no penalties of its own
     chat = load_chat(args.model)
-    records = [record for _, record in read_jsonl(args.data)]
+    engine = TorchEngine(model, chat, batch=args.rows)
+    fixed = TorchEngine(model, SimpleNamespace(end=-1, stray=()), batch=args.rows)
     print(f"{args.model}, {args.dtype}, {args.threads} thread(s), medians of {args.repeats}\n\n"
           "| what | by | tokens | tokens/CPU-s | tokens/s |\n|---|---|---:|---:|---:|", flush=True)
 
-    rows = records[:args.rows]
-    prompts = [chat.encode(r["messages"][:1])[0] for r in rows]
-    lengths = [len(chat.encode(r["messages"])[0]) - len(prompt) for r, prompt in zip(rows, prompts)]
-    times, written = measure(model, lambda: play_rows(model, prompts, lengths),
-                             lambda: generate(model, prompts, lengths), args.repeats)
-    show(f"{len(rows)} rows of {min(lengths)} to {max(lengths)}", dict.fromkeys(times, sum(lengths)), times)
-    same = sum(a == b for a, b in zip(*written.values()))
-    print(f"| | rows with the same tokens: {same} of {len(rows)} | | | |", flush=True)
+    prompts = [chat.encode(messages[:1])[0] for messages, _ in records[:args.rows]]
+    lengths = [len(chat.encode(messages)[0]) - len(prompt) for (messages, _), prompt in zip(records, prompts)]
 
-    tasks = [{"id": r["id"], "question": r["question"], "answer": r["answer"]} for r in records
-             if not any("web_search" in m["content"] for m in r["messages"])][:args.rows]
+    def rows(name):
+        attend(model, name)
+        return [Fixed(prompt, length) for prompt, length in zip(prompts, lengths)]
 
-    def played(play):
-        episodes = make_episodes(tasks, 1, max_tokens=args.max_tokens)
-        play(episodes)
-        for episode in episodes:
+    def by_generate(rows):
+        for row, ids in zip(rows, generate(model, prompts, lengths)):
+            row.written = ids
+    ways = {"TorchEngine": lambda rows: fixed.play(rows, temperature=0), "generate": by_generate}
+    times, given = measure(ways, rows, args.repeats)
+    show(f"{len(prompts)} rows of {min(lengths)} to {max(lengths)}", dict.fromkeys(ways, sum(lengths)), times)
+    same = sum(a.written == b.written for a, b in zip(*given.values()))
+    print(f"| | rows with the same tokens: {same} of {len(prompts)} | | | |", flush=True)
+
+    tasks = [task for messages, task in records if not any("web_search" in m["content"] for m in messages)][:args.rows]
+    if not tasks:
+        raise InputError(f"{args.data}: every task searches, so no episode can be played here")
+
+    made = []
+
+    def episodes(name):
+        for episode in made:
             episode.interpreter.close()
-        return episodes
-    times, episodes = measure(
-        model, lambda: played(lambda found: TorchEngine(model, chat, batch=len(found)).play(found, temperature=0)),
-        lambda: played(lambda found: play_by_turns(model, chat, found)), args.repeats)
-    tokens = {name: sum(sum(e.loss_mask) for e in found) for name, found in episodes.items()}
+        attend(model, name)
+        made[:] = make_episodes(tasks, max_tokens=args.max_tokens)
+        return list(made)
+    ways = {"TorchEngine": lambda episodes: engine.play(episodes, temperature=0),
+            "generate": lambda episodes: play_by_turns(model, chat, episodes)}
+    times, given = measure(ways, episodes, args.repeats)
+    tokens = {name: sum(sum(e.loss_mask) for e in found) for name, found in given.items()}
     show(f"{len(tasks)} episodes", tokens, times)
-    same = sum(a.messages == b.messages for a, b in zip(*episodes.values()))
+    same = sum(a.messages == b.messages for a, b in zip(*given.values()))
     print(f"| | episodes that are the same: {same} of {len(tasks)} | | | |")
 
 
 if __name__ == "__main__":
-    main(parse_args())
+    try:
+        main(parse_args())
+    except InputError as error:
+        sys.exit(f"error: {error}")

@@ -6,12 +6,12 @@
     python bench/grpo.py --out grpo.json     # the figures also as JSON
     python bench/grpo.py --model runs/smollm2/ckpt/base --shape 140 150 8      # an update of a real model
 
-The model has 6 layers of width 384 and random weights, fp32, 22M parameters with a vocabulary of 32k. A group
-has G rollouts of R new tokens after a prefix of P. Every figure comes from a process of its own, after a
+Without --model it has 6 layers of width 384 and random weights, fp32, 22M parameters with a vocabulary of 32k. A
+group has G rollouts of R new tokens after a prefix of P. Every figure comes from a process of its own, after a
 warm-up on a short group. An update is forward, backward and AdamW, at a micro-batch of 8 where rollouts are
-padded; `anchored` has the pass for pi_old as well. CPU-seconds are those of the process with all its threads; memory is its peak beyond what it held
-before (model, optimizer and libraries). TRL's loss gets the same sequences; in the whole step it generates
-its own.
+padded; `anchored` has the pass for pi_old as well. CPU-seconds are those of the process with all its threads;
+memory is its peak beyond what it held before (model, optimizer and libraries). TRL's loss gets the same
+sequences; in the whole step it generates its own.
 """
 import argparse
 import json
@@ -36,12 +36,15 @@ def parse_args():
     p.add_argument("--trl-python", default=sys.executable, help="a Python that has trl (default: this one)")
     p.add_argument("--model", metavar="FOLDER", help="measure one update of this checkpoint, nothing else")
     p.add_argument("--shape", nargs=3, type=int, metavar=("P", "R", "G"), default=[140, 150, 8],
-                   help="its group: tokens of the prefix, of a response, rollouts (default 140 150 8)")
+                   help="with --model: tokens of the prefix, of a response, rollouts (default 140 150 8)")
     p.add_argument("--repeats", type=int, default=1, help="updates per process; the cheapest counts (default 1)")
     p.add_argument("--threads", type=int, default=2, help="of every process (default 2)")
     p.add_argument("--out", help="JSON file for the figures (default: none)")
     p.add_argument("--arm", help=argparse.SUPPRESS)                    # one measurement, in its own process
-    return p.parse_args()
+    args = p.parse_args()
+    if args.model and (args.only or args.shape[2] % 8):
+        p.error("--model measures updates only, of a multiple of 8 rollouts")
+    return args
 
 
 # ---- one measurement ----
@@ -245,7 +248,8 @@ def trl_step(P, R, G, vocabulary, repeats):
     return dict(cpu=cpu2 - cpu, seconds=wall2 - wall, generation=generated[-1])
 
 
-ARMS = {"packed": ours, "anchored": lambda *a: ours(*a, whose="trainer"), "padded": lambda *a: ours(*a, "--no-pack"), "trl": trl_update,
+ARMS = {"packed": ours, "anchored": lambda *a: ours(*a, whose="trainer"),
+        "padded": lambda *a: ours(*a, "--no-pack"), "trl": trl_update,
         "step packed": our_step, "step padded": lambda *a: our_step(*a, "--no-pack"), "step trl": trl_step,
         "judge meanwhile": judged_step, "judge afterwards": lambda *a: judged_step(*a, early=False)}
 

@@ -3,13 +3,13 @@
   python bench/sft.py                         (pip install trl datasets, for TRL's rows)
   python bench/sft.py --model runs/smollm2/ckpt/base --data runs/smollm2/bc.jsonl
 
-Model: 22M parameters, hidden 384, 6 layers, 32k vocabulary, fp32. Trajectories: lengths of the authors'
+Model: 22M parameters, hidden 384, 6 layers, 32k vocabulary. Trajectories: lengths of the authors'
 (../shared/data/score_release, or $SCORE_DATA), 3.5 characters a token, random tokens. Or a checkpoint and a
-file of trajectories as sft.py reads them. Per CPU-second, as a
-shared machine's clock says little: non-padding and trained tokens; the share of the measured matmul rate
-that the model's arithmetic makes up (head on trained tokens only, causal attention, no recomputation, for all
-alike); peak of resident memory, whole and above that of the process with the model loaded. The matmul rate
-is measured before, between and after; the median counts.
+file of trajectories as sft.py reads them. All in fp32. Per CPU-second, as a shared machine's clock says little:
+non-padding and trained tokens; the share of the measured matmul rate that the model's arithmetic makes up
+(head on trained tokens only, causal attention, no recomputation, for all alike); peak of resident memory,
+whole and above that of the process with the model loaded. The matmul rate is measured before, between and
+after; the median counts.
 """
 import argparse
 import json
@@ -28,6 +28,7 @@ sys.path.insert(0, str(ROOT))
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 os.environ.setdefault("DS_ACCELERATOR", "cpu")
 VOCABULARY = 32000
+LONGEST = 4096                                             # tokens of a trajectory
 WAYS = ["TRL padded", "TRL packed", "ours padded", "ours packed"]
 
 
@@ -53,7 +54,11 @@ def trajectories(args):
     from env import load_chat
     from plumbing.records import read_jsonl
     chat = load_chat(args.model)
-    return [chat.encode(record["messages"]) for record in read_jsonl(args.data)]
+    found = [chat.encode(record["messages"]) for _, record in read_jsonl(args.data)]
+    found = [(ids, mask) for ids, mask in found if len(ids) <= LONGEST]
+    if len(found) < 2 * args.batch * (args.steps + 1):
+        sys.exit(f"{args.data}: {len(found)} trajectories are too few for {args.steps} steps of {args.batch}")
+    return found
 
 
 def made_trajectories():
@@ -72,7 +77,7 @@ def made_trajectories():
                 n = 4 + int(characters / 3.5)
                 ids += [rng.randrange(VOCABULARY) for _ in range(n)]
                 mask += [trained] * n
-            if len(ids) <= 4096:
+            if len(ids) <= LONGEST:
                 found.append((ids, mask))
     if not found:
         sys.exit(f"{folder}: no *_trajectories.jsonl (set SCORE_DATA)")
@@ -126,7 +131,8 @@ def run_ours(folder, pack, args):
     torch.set_num_threads(args.threads)
     policy = load_policy(folder, flags)
     flops, data = model_flops(policy.model, 0), trajectories(args)
-    trainer, meter = make_trainer(policy, flags), Meter()
+    meter = Meter()
+    trainer = make_trainer(policy, flags)
     for step in range(args.steps + 1):
         batch = data[step * args.batch:(step + 1) * args.batch]
         tokens, start = sft.trained_tokens(batch), time.process_time()
@@ -148,13 +154,15 @@ def run_trl(folder, pack, args):
     model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
     from plumbing.models import model_flops
     flops, data = model_flops(model, 0), trajectories(args)
-    rows = [dict(input_ids=ids, assistant_masks=mask) for ids, mask in data[:args.batch * (args.steps + 1)]]
-    per_step = 1
-    if pack:                                     # as many rows of 4096 a step as hold a batch
-        per_step = max(1, round(sum(len(r["input_ids"]) for r in rows) / (args.steps + 1) / 4096))
+    rows = [dict(input_ids=ids, assistant_masks=mask) for ids, mask in data[:2 * args.batch * (args.steps + 1)]]
+    per_step, longest = 1, LONGEST
+    if pack:                                     # rows of up to 4096, as many a step as hold a batch
+        tokens = sum(len(r["input_ids"]) for r in rows) / len(rows) * args.batch
+        per_step = max(1, round(tokens / LONGEST))
+        longest = max(min(LONGEST, round(tokens / per_step)), max(len(r["input_ids"]) for r in rows))
     config = trl.SFTConfig(tempfile.mkdtemp(), per_device_train_batch_size=1 if pack else args.batch,
                            gradient_accumulation_steps=per_step, max_steps=args.steps + 1, packing=pack,
-                           max_length=4096, learning_rate=1e-4, report_to=[], use_cpu=True, bf16=False,
+                           max_length=longest, learning_rate=1e-4, report_to=[], use_cpu=True, bf16=False,
                            gradient_checkpointing=False, save_strategy="no", disable_tqdm=True)
     meter = Meter()
 

@@ -164,7 +164,7 @@ def gsm8k_runs(path, n, seed):
         else:
             k, operation = dice.choice(places)
             steps = play_chain(problem, k, operation)
-            if steps is None or steps[-1][1] == right[-1][1]:             # it makes no difference
+            if steps is None or float(steps[-1][1]) == float(right[-1][1]):       # it makes no difference
                 continue
             runs.append(as_run(task, PLANS["gsm8k"], steps, k, right))
         if len(runs) == n:

@@ -31,6 +31,7 @@ while [ $# -gt 0 ]; do
     shift
 done
 case "$seed" in ''|*[!0-9]*) echo "demo/gsm8k.sh: --seed needs a number, not '$seed'" >&2; exit 2 ;; esac
+[ "$student" != tiny ] || { echo "demo/gsm8k.sh: tiny knows the toy world's words only: give another --student" >&2; exit 2; }
 case "$size" in cpu|gpu) ;; *) echo "demo/gsm8k.sh: --size is cpu or gpu, not '$size'" >&2; exit 2 ;; esac
 if [ -z "$student" ]; then
     student=smollm2
@@ -46,7 +47,6 @@ if [ -z "$out" ]; then
     [ -z "$quick" ] || out=runs/gsm8k-quick
     [ "$seed" = 0 ] || out+=-seed$seed
 fi
-[ -z "$fresh" ] || rm -rf "$out"
 
 # ---- sizes ----
 # For SmolLM2-135M: a demonstration has about 390 of its tokens, 220 of them the policy's; the longest 790.
@@ -80,9 +80,10 @@ if [ -n "$quick" ]; then       # the toy world's student spells these texts in b
 fi
 
 source demo/venv.sh
-same_settings "$seed $size $quick $student $(cksum < "$data/train.jsonl")"
+open_out "$seed $size $quick $student $(cksum < "$data/train.jsonl")" bc mps dev test clone mentored correct reinforce \
+    limits rolled dtype
 run_on $size "$student"
-[ -z "$quick" ] || ranks=()
+[ -z "$quick" ] || ranks=()                                # a few rows are no work for two
 
 # ---- the teacher ----
 start_teacher demo/gsm8k_teacher.py --data "$data"

@@ -6,10 +6,10 @@
 #   --fresh        start over; otherwise a second call goes on where the first one stopped
 #   --seed N       other tasks (default 0)
 #   --size cpu|gpu what a pretrained student is given (default cpu)
-#   --out DIR      where everything is written (default runs/lengths-STUDENT)
+#   --out DIR      where everything is written (default runs/lengths-NAME of the student)
 #
 # A teacher that never leaps demonstrates tasks of 2 to 4 steps. The student clones them and is then tested on tasks
-# of 2 to 8 steps: the table has a row for each length.
+# of 2 to 8 steps: the report shows each length.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -30,18 +30,26 @@ while [ $# -gt 0 ]; do
 done
 case "$seed" in ''|*[!0-9]*) echo "demo/lengths.sh: --seed needs a number, not '$seed'" >&2; exit 2 ;; esac
 case "$size" in cpu|gpu) ;; *) echo "demo/lengths.sh: --size needs cpu or gpu, not '$size'" >&2; exit 2 ;; esac
-out=${out:-runs/lengths-$(basename "$student")${quick:+-quick}}
-[ -z "$fresh" ] || rm -rf "$out"
+if [ "$student$size" = tinygpu ]; then
+    echo "demo/lengths.sh: --size gpu is for a pretrained student: give --student too" >&2; exit 2
+fi
+if [ -z "$out" ]; then
+    out=runs/lengths-${quick:+quick-}$(basename "$student")
+    [ $size = cpu ] || out+=-gpu
+    [ "$seed" = 0 ] || out+=-seed$seed
+fi
 
 source demo/stage.sh
 source demo/sizes.sh
 source demo/venv.sh
-same_settings "$seed $quick $student $size"
+open_out "$seed $quick $student $size" bc eval beyond pretrain_steps pretrain clone_steps clone far dtype
 run_on $size "$student"
 
 # ---- the pipeline ----
+# 3 of the 5 lengths of bc.jsonl are kept
 stage tasks "tasks of 2 to 8 steps" \
-    "$python" demo/world.py --out "$out/tasks" --seed "$seed" --searches 6 --bc $((bc * 5 / 3)) --eval $eval --beyond $beyond
+    "$python" demo/world.py --out "$out/tasks" --seed "$seed" --searches 6 --bc $((bc * 5 / 3)) --eval $eval \
+    --beyond $beyond
 grep -E '"horizon": [234]\b' "$out/tasks/bc.jsonl" > "$out/tasks/short.jsonl"
 cat "$out/tasks/eval.jsonl" "$out/tasks/beyond.jsonl" > "$out/tasks/all.jsonl"
 start_teacher demo/teacher.py --leap 0
@@ -53,8 +61,8 @@ stage bc "the student clones" \
     "$python" "${ranks[@]}" sft.py --model "$base" --data "$out/bc.jsonl" --out "$out/ckpt/bc" \
     --steps $clone_steps "${clone[@]}" --seed "$seed"
 stage eval "evaluation on 2 to 8 steps" \
-    "$python" "${ranks[@]}" eval.py run --model "$out/ckpt/bc" --tasks "$out/tasks/all.jsonl" --out "$out/eval" \
+    "$python" "${ranks[@]}" eval.py run --model "$out/ckpt/bc" --tasks "$out/tasks/all.jsonl" --out "$out/eval/bc" \
     --name "BC on 2 to 4 steps" --metric rule --greedy "${world[@]}" "${far[@]}"
-"$python" eval.py table "$out/eval" --out "$out/table.md" --paper none
+"$python" eval.py table "$out/eval/bc" --out "$out/table.md" --paper none
 "$python" eval.py report "$out"
-echo "A row for each length is in $out/report.html."
+echo "Each length is in $out/report.html."

@@ -28,7 +28,7 @@ while [ $# -gt 0 ]; do
 done
 case "$seed" in ''|*[!0-9]*) echo "demo/run.sh: --seed needs a number, not '$seed'" >&2; exit 2 ;; esac
 case "$size" in cpu|gpu) ;; *) echo "demo/run.sh: --size needs cpu or gpu, not '$size'" >&2; exit 2 ;; esac
-if [ $student$size = tinygpu ]; then
+if [ "$student$size" = tinygpu ]; then
     echo "demo/run.sh: --size gpu is for a pretrained student: give --student too" >&2; exit 2
 fi
 settings="$seed $quick"
@@ -42,12 +42,12 @@ if [ -z "$out" ]; then
     fi
     [ "$seed" = 0 ] || out+=-seed$seed
 fi
-[ -z "$fresh" ] || rm -rf "$out"
 
 source demo/stage.sh
 source demo/sizes.sh                                                       # what the minutes are spent on
 source demo/venv.sh
-same_settings "$settings"
+open_out "$settings" bc mps dev eval beyond pretrain_steps pretrain clone_steps clone correct_steps correct \
+    reinforce_steps reinforce limits far split dtype
 run_on $size "$student"
 
 # ---- the teacher: one HTTP server for chat completions and for web search ----
@@ -93,9 +93,9 @@ evaluate() {                                               # evaluate MODEL gree
 }
 results=()
 for model in "${models[@]}"; do
-    if [ $size = gpu ]; then                               # it has time for two: it waits for their processors
+    if [ $size = gpu ]; then                               # both at once: it idles while programs run
         evaluate $model greedy & greedy=$!
-        evaluate $model sampled
+        evaluate $model sampled || { kill $greedy; exit 1; }
         wait $greedy
     else
         evaluate $model greedy

@@ -1,11 +1,16 @@
-# Sourced by run.sh, lengths.sh and gsm8k.sh: what they share. $out is the folder that they write to.
+# Sourced by run.sh, lengths.sh, gsm8k.sh and study.sh: what they share. $out is the folder that they write to.
 
-same_settings() {                                          # same_settings TEXT: no run goes on with other flags
-    mkdir -p "$out/done"
-    if [ -e "$out/settings" ] && [ "$(cat "$out/settings")" != "$1" ]; then
-        echo "$0: $out was made with other flags or data; give --fresh or another --out" >&2; exit 2
+open_out() {                                               # open_out TEXT NAME…: makes $out, anew with $fresh
+    if [ -d "$student" ] && [[ "$(realpath "$student")/" = "$(realpath -m "$out")"/* ]]; then
+        echo "$0: the student $student lies in $out, where the run would be written: give another --out" >&2; exit 2
     fi
-    echo "$1" > "$out/settings"
+    [ -z "$fresh" ] || rm -rf "$out"
+    local settings="$1 $(declare -p "${@:2}" 2> /dev/null | cksum)"        # the variables NAME… are the sizes
+    if [ -e "$out/settings" ] && [ "$(cat "$out/settings")" != "$settings" ]; then
+        echo "$0: $out was made with other flags, sizes or data; give --fresh or another --out" >&2; exit 2
+    fi
+    mkdir -p "$out/done"
+    echo "$settings" > "$out/settings"
 }
 
 run_on() {                                                 # run_on cpu|gpu STUDENT: sets $ranks, torchrun's flags
@@ -27,8 +32,9 @@ fast_dtype() {                                             # fast_dtype cpu|gpu 
 
 start_teacher() {                                          # start_teacher SCRIPT FLAGS…: sets $url, of its HTTP server
     coproc TEACHER { exec "$python" "$@" --port 0; }
-    trap 'kill $TEACHER_PID 2>/dev/null || true' EXIT
-    read -r url <&"${TEACHER[0]}" || { echo "$0: the teacher did not start" >&2; exit 1; }
+    teacher_pid=${TEACHER_PID:-} said=${TEACHER[0]:-}      # bash unsets both when it ends
+    trap 'kill $teacher_pid 2> /dev/null || true' EXIT
+    { [ -n "$said" ] && read -r url <&"$said"; } || { echo "$0: the teacher, $1, did not start" >&2; return 1; }
 }
 
 stage() {                                                  # stage NAME TITLE COMMAND…: skipped if it was done before

@@ -42,6 +42,8 @@ for arm in $arms; do
 done
 
 study=1                                                                        # its own sizes
+student=tiny
+source demo/stage.sh
 source demo/sizes.sh
 source demo/venv.sh
 export OMP_WAIT_POLICY=passive TOKENIZERS_PARALLELISM=false OMP_NUM_THREADS=1 LOCAL_WORLD_SIZE=$jobs
@@ -59,9 +61,7 @@ stage() {                      # stage NAME COMMAND…: once; done/NAME then hol
     echo "$dir: $name, $(cut -d' ' -f1 "$dir/done/$name") s"
 }
 serve() {                      # serve [FLAGS]: the teacher and the search engine
-    coproc TEACHER { exec "$python" demo/teacher.py --port 0 "$@"; }
-    trap 'kill $TEACHER_PID 2>/dev/null || true' EXIT
-    read -r url <&"${TEACHER[0]}" || { echo "the teacher did not start" >&2; exit 255; }
+    start_teacher demo/teacher.py "$@" || exit 255
     world=(--search "http:$url/search" --no-preload)
     teacher=(--teacher-url "$url" "${world[@]}")
 }
@@ -202,7 +202,9 @@ fi
 
 # ---- the study: first what a seed shares, then its arms, seed by seed ----
 mkdir -p "$out"
-settings="$quick $(cksum < demo/sizes.sh)"
+sizes=$(declare -p bc mps dev eval beyond searches search_every pretrain_steps pretrain clone_steps clone correct_steps \
+    correct reinforce mentored tokens most_steps look_every more_steps prefer_steps prefer limits far)
+settings="$quick $(cksum <<< "$sizes")"
 if [ -e "$out/settings" ] && [ "$(cat "$out/settings")" != "$settings" ]; then
     echo "demo/study.sh: $out was made with other sizes; give another --out" >&2; exit 2
 fi

@@ -1,4 +1,4 @@
-# Sourced by demo/run.sh and tests/run.sh: makes .venv with requirements.txt in it, once, and sets $python.
+# Sourced by the scripts in demo/ and tests/: makes .venv with requirements.txt in it, once, and sets $python.
 # PYTHON=python3 bash demo/run.sh … takes that one as it is and installs nothing.
 python=${PYTHON:-$PWD/.venv/bin/python}
 if [ -z "${PYTHON:-}" ] && ! cmp -s requirements.txt .venv/installed; then

@@ -65,7 +65,7 @@ def test_a_missing_package_is_named(there, named, tmp_path, monkeypatch):
 
 SAYS = """#!/bin/bash
 case "$*" in
-    *demo/teacher.py*) echo http://127.0.0.1:1; exec sleep 60 ;;
+    *demo/teacher.py*) [ -z "$DEAD" ] || exit 1; echo http://127.0.0.1:1; exec sleep 60 ;;
     *demo/world.py*) mkdir -p "$3"; for n in 2 3 4 5 6; do echo "{\\"horizon\\": $n}"; done | tee "$3"/bc.jsonl > "$3"/eval.jsonl
                      for n in 7 8; do echo "{\\"horizon\\": $n}"; done > "$3"/beyond.jsonl ;;
 esac
@@ -79,9 +79,8 @@ def commands(tmp_path):
     python = tmp_path / "python"
     python.write_text(SAYS)
     python.chmod(0o755)
-    environment = {name: value for name, value in os.environ.items() if name != "HF_HUB_OFFLINE"}
-
     def run(*flags, code=0, demo="demo/run.sh"):
+        environment = {name: value for name, value in os.environ.items() if name != "HF_HUB_OFFLINE"}
         done = subprocess.run(["bash", demo, "--out", tmp_path / "out", *flags], cwd=ROOT, text=True,
                               capture_output=True, env={**environment, "PYTHON": str(python)})
         assert done.returncode == code, done.stderr
@@ -130,6 +129,18 @@ def test_any_folder_or_hub_name_is_a_student_and_a_gpu_is_one_rank(commands, tmp
     assert "made with other flags" in commands("--student", student, code=2)
     assert "give --student too" in commands("--size", "gpu", code=2)
     assert "not 'tpu'" in commands("--size", "tpu", code=2)
+
+
+def test_what_a_demo_refuses(commands, tmp_path, monkeypatch):
+    inside = tmp_path / "out" / "Mine"
+    inside.mkdir(parents=True)
+    for demo in "demo/run.sh", "demo/lengths.sh":
+        assert "lies in" in commands("--student", str(inside), "--fresh", demo=demo, code=2) and inside.exists()
+    commands("--fresh")
+    assert "other flags, sizes or data" in commands("--quick", code=2)
+    monkeypatch.setenv("DEAD", "1")
+    said = commands("--fresh", code=1)
+    assert said == "demo/run.sh: the teacher, demo/teacher.py, did not start\n"
 
 
 def test_lengths_are_cloned_up_to_4_and_tested_up_to_8(commands, tmp_path):
