@@ -12,34 +12,17 @@
 # of 2 to 8 steps: the report shows each length.
 set -euo pipefail
 cd "$(dirname "$0")/.."
+source demo/stage.sh
 
 # ---- flags ----
 seed=0 fresh= quick= out= student=tiny size=cpu
-while [ $# -gt 0 ]; do
-    case "$1" in
-        --quick) quick=1 ;;
-        --fresh) fresh=1 ;;
-        --seed) seed=${2:?--seed needs a number}; shift ;;
-        --out) out=${2:?--out needs a folder}; shift ;;
-        --student) student=${2:?--student needs a name}; shift ;;
-        --size) size=${2:?--size needs cpu or gpu}; shift ;;
-        -h|--help) sed -n '2,12s/^# \{0,1\}//p' "$0"; exit ;;
-        *) echo "demo/lengths.sh: unknown argument $1 (--help lists them)" >&2; exit 2 ;;
-    esac
-    shift
-done
-case "$seed" in ''|*[!0-9]*) echo "demo/lengths.sh: --seed needs a number, not '$seed'" >&2; exit 2 ;; esac
-case "$size" in cpu|gpu) ;; *) echo "demo/lengths.sh: --size needs cpu or gpu, not '$size'" >&2; exit 2 ;; esac
-if [ "$student$size" = tinygpu ]; then
-    echo "demo/lengths.sh: --size gpu is for a pretrained student: give --student too" >&2; exit 2
-fi
+read_flags 12 "$@"
 if [ -z "$out" ]; then
     out=runs/lengths-${quick:+quick-}$(basename "$student")
     [ $size = cpu ] || out+=-gpu
     [ "$seed" = 0 ] || out+=-seed$seed
 fi
 
-source demo/stage.sh
 source demo/sizes.sh
 source demo/venv.sh
 open_out "$seed $quick $student $size" bc eval beyond pretrain_steps pretrain clone_steps clone far dtype

