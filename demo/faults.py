@@ -18,8 +18,8 @@ from plumbing.cli import InputError
 from plumbing.records import read_jsonl
 from plumbing.trajectory import code_of
 
-KINDS = ["right", "leaps to an amount", "takes another operation", "leaps to a name", "takes another link", "ends too early",
-         "is cut off or has no form"]
+KINDS = ["right", "leaps to an amount", "takes another operation", "leaps to a name", "takes another link",
+         "ends too early", "is cut off or has no form"]
 STATED = re.compile(r"\w+ ?= ?-?\d+\s*(\n|$)")             # an assignment that computes nothing
 NAME = re.compile(r'web_search\("\w+ of ([^"]*)"|final_answer_print\("([^"]*)"')
 
@@ -35,17 +35,17 @@ def fault(prediction):
         if task.take(content) != "wrong":
             continue
         code = code_of(content) or ""
-        if "final_answer_print" not in code and "web_search" not in code and task.kind == "search":
-            break
-        read = " ".join(message["content"] for message in messages[:at])
-        names = [asked or answered for asked, answered in NAME.findall(code)]
+        answers = "final_answer_print" in code
         if task.kind == "math":
-            if "final_answer_print" in code:
+            if answers:
                 return "ends too early"
             return "leaps to an amount" if STATED.match(code) else "takes another operation"
-        if any(name not in read for name in names):
+        if not answers and "web_search" not in code:
+            break
+        read = " ".join(message["content"] for message in messages[:at])
+        if any((asked or answered) not in read for asked, answered in NAME.findall(code)):
             return "leaps to a name"
-        return "ends too early" if "final_answer_print" in code else "takes another link"
+        return "ends too early" if answers else "takes another link"
     return "is cut off or has no form"
 
 

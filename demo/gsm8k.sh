@@ -13,26 +13,17 @@
 # The teacher (demo/gsm8k_teacher.py) knows the solution of every training problem and stands in for a large model.
 set -euo pipefail
 cd "$(dirname "$0")/.."
+source demo/stage.sh
 
 # ---- flags ----
 data=data/gsm8k student= size=cpu seed=0 fresh= quick= out=
+flags=()                                                   # those that the demos share
 while [ $# -gt 0 ]; do
-    case "$1" in
-        --data) data=${2:?--data needs a folder}; shift ;;
-        --student) student=${2:?--student needs smollm2, a folder or a name}; shift ;;
-        --size) size=${2:?--size needs cpu or gpu}; shift ;;
-        --quick) quick=1 ;;
-        --fresh) fresh=1 ;;
-        --seed) seed=${2:?--seed needs a number}; shift ;;
-        --out) out=${2:?--out needs a folder}; shift ;;
-        -h|--help) sed -n '2,14s/^# \{0,1\}//p' "$0"; exit ;;
-        *) echo "demo/gsm8k.sh: unknown argument $1 (--help lists them)" >&2; exit 2 ;;
-    esac
+    if [ "$1" = --data ]; then data=${2:?--data needs a folder}; shift; else flags+=("$1"); fi
     shift
 done
-case "$seed" in ''|*[!0-9]*) echo "demo/gsm8k.sh: --seed needs a number, not '$seed'" >&2; exit 2 ;; esac
+read_flags 14 "${flags[@]}"
 [ "$student" != tiny ] || { echo "demo/gsm8k.sh: tiny knows the toy world's words only: give another --student" >&2; exit 2; }
-case "$size" in cpu|gpu) ;; *) echo "demo/gsm8k.sh: --size is cpu or gpu, not '$size'" >&2; exit 2 ;; esac
 if [ -z "$student" ]; then
     student=smollm2
     [ -z "$quick" ] || student=untrained
@@ -50,7 +41,6 @@ fi
 
 # ---- sizes ----
 # For SmolLM2-135M: a demonstration has about 390 of its tokens, 220 of them the policy's; the longest 790.
-source demo/stage.sh
 dtype=$(fast_dtype $size)
 limits=(--max-steps 10 --max-tokens 600)
 if [ $size = cpu ]; then
