@@ -16,7 +16,7 @@ read_flags() {                                             # read_flags N FLAGSâ
         shift
     done
     case "$seed" in ''|*[!0-9]*) echo "$script: --seed needs a number, not '$seed'" >&2; exit 2 ;; esac
-    case "$size" in cpu|gpu) ;; *) echo "$script: --size needs cpu or gpu, not '$size'" >&2; exit 2 ;; esac
+    case "$size" in cpu|gpu) ;; *) echo "$script: --size is cpu or gpu, not '$size'" >&2; exit 2 ;; esac
     if [ "$student$size" = tinygpu ]; then
         echo "$script: --size gpu is for a pretrained student: give --student too" >&2; exit 2
     fi
