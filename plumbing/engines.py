@@ -104,7 +104,8 @@ def vllm_settings(args: argparse.Namespace, path: str, chat: Chat, starts: list[
         what = "--max-model-len" if args.max_model_len else f"the positions of {path}"
         raise InputError(f"--max-tokens {args.max_tokens} after a start of {start} tokens is more than "
                          f"{room}, {what}: lower it")
-    longest = args.max_model_len or needed
+    # mps.py goes on from a corrected step with --max-tokens anew: what was before it may be as long
+    longest = args.max_model_len or min(limit, needed + args.max_tokens)
     return {"memory": args.vllm_memory, "longest": longest, "attention": args.vllm_attention,
             "threads": args.threads}
 
@@ -479,6 +480,11 @@ class VLLMEngine:
 
         def ask(i: int) -> None:
             episode = episodes[i]
+            if self.longest is not None and len(episode.ids) >= self.longest:
+                episode.turn("", complete=False)           # corrected steps have filled the room
+                if progress is not None:
+                    progress.update(1)
+                return
             name = f"{i} {episode.calls}"
             params = self.params(temperature=temperature, top_p=top_p, top_k=top_k,
                                  max_tokens=episode.tokens_left, seed=episode.sampling_seed(seed),
@@ -489,12 +495,7 @@ class VLLMEngine:
         with ThreadPoolExecutor(self.threads) as pool:
             for i, episode in enumerate(episodes):
                 episode.begin(self.chat)
-                if self.longest is None or len(episode.ids) < self.longest:
-                    ask(i)
-                    continue
-                episode.turn("", complete=False)           # a corrected step may have filled the room
-                if progress is not None:
-                    progress.update(1)
+                ask(i)
             while asked or running:
                 if asked:
                     for request in engine.step():

@@ -131,11 +131,15 @@ def test_vllm_has_room_for_the_longest_start_and_what_follows(checkpoint, monkey
     starts = [{"question": "What?"}, {"question": "What is the ally?", "messages": prefix}]
     load("vllm", checkpoint, "--max-tokens", "100", "--vllm-memory", "0.7", starts=starts)
     length = len(env.load_chat(checkpoint).encode(prefix)[0])
-    assert made[0]["longest"] == length + 101 and made[0]["memory"] == 0.7 and made[0]["attention"] is None
+    assert made[0]["longest"] == length + 201 and made[0]["memory"] == 0.7 and made[0]["attention"] is None
     load("vllm", checkpoint, "--max-model-len", "999", "--max-tokens", "100", "--vllm-attention", "FLASH_ATTN", starts=starts)
     assert made[1]["longest"] == 999 and made[1]["attention"] == "FLASH_ATTN"
     with pytest.raises(InputError, match=f"--max-tokens 100 after a start of {length} tokens is more than 105"):
         load("vllm", checkpoint, "--max-model-len", "105", "--max-tokens", "100", starts=starts)
+    config = plumbing.models.load_config(checkpoint)
+    most = config.max_position_embeddings
+    load("vllm", checkpoint, "--max-tokens", str(most - length - 1), starts=starts)
+    assert made[2]["longest"] == most
     with pytest.raises(InputError, match=f"--max-tokens 100000 after a start of {length} tokens"):
         load("vllm", checkpoint, "--max-tokens", "100000", starts=starts)
 
@@ -249,15 +253,13 @@ def test_a_stray_control_token_ends_the_rollout(checkpoint):
         assert not chat.stray & set(sampled[:-1]) and not chat.control.search(e.messages[-1]["content"])
 
 
-@pytest.mark.parametrize("last, stop", [("<|pad|>", "format"), ("<|user|>", "format"), (None, "max_tokens")])
-def test_vllm_is_told_to_stop_at_stray_tokens(last, stop, checkpoint):
-    """With a stand-in for vLLM, which gives back the tokens that it stopped at, as vLLM does."""
-    chat = env.load_chat(checkpoint)
-    tokens = chat.ids("<thought>a") + (chat.ids(last) if last else [])
-    asked = []
+def vllm_stand_in(chat, tokens, asked):
+    """A VLLMEngine whose vLLM answers every request with `tokens`; like vLLM it takes no prompt without room."""
+    engine = VLLMEngine.__new__(VLLMEngine)
 
     class StandIn:
         def add_request(self, name, prompt, params):
+            assert len(prompt) < engine.longest
             asked.append(params)
             self.name = name
 
@@ -266,19 +268,42 @@ def test_vllm_is_told_to_stop_at_stray_tokens(last, stop, checkpoint):
             out = SimpleNamespace(token_ids=tokens, logprobs=logprobs)
             return [SimpleNamespace(request_id=self.name, outputs=[out])]
 
-    engine = VLLMEngine.__new__(VLLMEngine)
     engine.chat, engine.threads, engine.llm = chat, 2, SimpleNamespace(llm_engine=StandIn())
     engine.longest = 100
     engine.vllm = SimpleNamespace(
         SamplingParams=lambda **how: how, inputs=SimpleNamespace(tokens_input=list),
         sampling_params=SimpleNamespace(RequestOutputKind=SimpleNamespace(FINAL_ONLY=1)))
+    return engine
+
+
+@pytest.mark.parametrize("last, stop", [("<|pad|>", "format"), ("<|user|>", "format"), (None, "max_tokens")])
+def test_vllm_is_told_to_stop_at_stray_tokens(last, stop, checkpoint):
+    """With a stand-in for vLLM, which gives back the tokens that it stopped at, as vLLM does."""
+    chat = env.load_chat(checkpoint)
+    asked = []
+    engine = vllm_stand_in(chat, chat.ids("<thought>a") + (chat.ids(last) if last else []), asked)
     episode = env.Episode(dict(question="q"), mock_interpreter())
     engine.play([episode])
     assert set(asked[0]["stop_token_ids"]) == {chat.end} | chat.stray and len(chat.stray) >= 4
     assert episode.stop == stop and episode.messages[-1]["content"] == "<thought>a"
-    engine.longest = len(chat.encode([{"role": "user", "content": "q"}])[0])               # no room for a turn
-    engine.play([episode := env.Episode(dict(question="q"), mock_interpreter())])
-    assert episode.stop == "max_tokens" and len(asked) == 1
+
+
+@pytest.mark.parametrize("turns", [0, 1, 2])
+def test_vllm_is_asked_for_no_turn_without_room(turns, checkpoint):
+    """Corrected steps fill it, before the first turn of an episode that goes on or before a later one."""
+    chat = env.load_chat(checkpoint)
+    turn = [*chat.ids("<thought>a</thought><code>1</code>"), chat.end]
+    asked = []
+    engine = vllm_stand_in(chat, turn, asked)
+    play = lambda: engine.play([episode := env.Episode(dict(question="q"), mock_interpreter())]) or episode
+    engine.longest = 1000
+    whole = play()
+    assert len(asked) == whole.calls > 3 and whole.stop == "max_steps"
+    starts = [i for i, token in enumerate(whole.ids) if token == chat.end and whole.ids[i + 1 - len(turn):i + 1] == turn]
+    engine.longest = whole.prompt_length if turns == 0 else starts[turns - 1] + 2           # ends in an observation
+    asked.clear()
+    episode = play()
+    assert episode.stop == "max_tokens" and len(asked) == turns
 
 
 def test_an_endpoint_gets_contents_without_white_space_at_their_ends(monkeypatch):
