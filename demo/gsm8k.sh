@@ -94,7 +94,7 @@ evaluate() {                                               # evaluate NAME MODEL
     local name=$1 model=$2; shift 2
     stage "eval-$name" "evaluation: $name" \
         "$python" "${ranks[@]}" eval.py run --model "$model" --tasks "$data/test.jsonl" --limit $test --greedy --metric rule \
-        --out "$out/eval/$name" --name "$name" --no-preload "${limits[@]}" "${rolled[@]}" "$@"
+        --out "$out/eval/$name" --name "$name" --no-preload "${engine[@]}" "${limits[@]}" "${rolled[@]}" "$@"
 }
 
 stage problems "tasks: the training problems with a solution that can be followed" \
@@ -113,13 +113,13 @@ stage bc "1 BC: the student clones" \
 evaluate bc "$out/ckpt/bc"
 stage mps "2 MPS: the student acts, the teacher corrects its first wrong step" \
     "$python" "${ranks[@]}" mps.py --tasks "$out/tasks/mps.jsonl" --student "$out/ckpt/bc" --out "$out/mps" \
-    "${mentored[@]}" "${teacher[@]}" "${limits[@]}"
+    "${mentored[@]}" "${teacher[@]}" "${engine[@]}" "${limits[@]}"
 stage sft "3 SFT on corrected trajectories" \
     "$python" "${ranks[@]}" sft.py --model "$out/ckpt/bc" --data "$out/mps/sft.jsonl" --out "$out/ckpt/sft" "${correct[@]}" --seed "$seed"
 evaluate sft "$out/ckpt/sft"
 stage rl "4 short-horizon GRPO" \
     "$python" "${ranks[@]}" grpo_short.py --model "$out/ckpt/sft" --data "$out/mps/rl.jsonl" --out "$out/ckpt/rl" \
-    --eval-tasks "$out/tasks/dev.jsonl" "${teacher[@]}" "${limits[@]}" "${reinforce[@]}" --seed "$seed"
+    --eval-tasks "$out/tasks/dev.jsonl" "${teacher[@]}" "${engine[@]}" "${limits[@]}" "${reinforce[@]}" --seed "$seed"
 evaluate rl "$out/ckpt/rl"
 echo "== the table"
 "$python" eval.py table "$out"/eval/{prompted-cot,prompted-agent,prompted-tir,bc,sft,rl} --out "$out/table.md" --paper none

@@ -45,7 +45,7 @@ stage bc "the student clones" \
     --steps $clone_steps "${clone[@]}" --seed "$seed"
 stage eval "evaluation on 2 to 8 steps" \
     "$python" "${ranks[@]}" eval.py run --model "$out/ckpt/bc" --tasks "$out/tasks/all.jsonl" --out "$out/eval/bc" \
-    --name "BC on 2 to 4 steps" --metric rule --greedy "${world[@]}" "${far[@]}"
+    --name "BC on 2 to 4 steps" --metric rule --greedy "${world[@]}" "${engine[@]}" "${far[@]}"
 "$python" eval.py table "$out/eval/bc" --out "$out/table.md" --paper none
 "$python" eval.py report "$out"
 echo "Each length is in $out/report.html."

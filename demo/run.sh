@@ -51,13 +51,13 @@ stage bc "1 BC: the student clones" \
     --steps $clone_steps "${clone[@]}" --seed "$seed"
 stage mps "2 MPS: the student acts, the teacher corrects its first wrong step" \
     "$python" "${ranks[@]}" mps.py --tasks "$out/tasks/mps.jsonl" --student "$out/ckpt/bc" --out "$out/mps" \
-    --rl-easy 0.5 "${split[@]}" "${teacher[@]}" "${limits[@]}"
+    --rl-easy 0.5 "${split[@]}" "${teacher[@]}" "${engine[@]}" "${limits[@]}"
 stage sft "3 SFT on corrected trajectories" \
     "$python" "${ranks[@]}" sft.py --model "$out/ckpt/bc" --data "$out/mps/sft.jsonl" --out "$out/ckpt/sft" \
     --steps $correct_steps "${correct[@]}" --seed "$seed"
 stage rl "4 short-horizon GRPO" \
     "$python" "${ranks[@]}" grpo_short.py --model "$out/ckpt/sft" --data "$out/mps/rl.jsonl" --out "$out/ckpt/rl" \
-    "${teacher[@]}" "${limits[@]}" --steps $reinforce_steps "${reinforce[@]}" --seed "$seed"
+    "${teacher[@]}" "${engine[@]}" "${limits[@]}" --steps $reinforce_steps "${reinforce[@]}" --seed "$seed"
 models=(bc sft rl)
 if [ "$student" != tiny ]; then                            # the same tasks and updates, cloning alone
     models=(bc bc-all sft rl)
@@ -72,18 +72,12 @@ evaluate() {                                               # evaluate MODEL gree
     stage "eval-$1-$2" "evaluation: $1, $2" \
         "$python" "${ranks[@]}" eval.py run --model "$out/ckpt/$1" --tasks "$out/tasks/eval.jsonl" \
         --out "$out/eval/$1-$2" --name "$1-$2" --metric rule --sampling-seed "$seed" \
-        "${world[@]}" "${limits[@]}" "${flags[@]}"
+        "${world[@]}" "${engine[@]}" "${limits[@]}" "${flags[@]}"
 }
 results=()
 for model in "${models[@]}"; do
-    if [ $size = gpu ]; then                               # both at once: it idles while programs run
-        evaluate $model greedy & greedy=$!
-        evaluate $model sampled || { kill $greedy; exit 1; }
-        wait $greedy
-    else
-        evaluate $model greedy
-        evaluate $model sampled
-    fi
+    evaluate $model greedy
+    evaluate $model sampled
     results+=("$out/eval/$model-greedy" "$out/eval/$model-sampled")
 done
 echo "== the table"

@@ -35,12 +35,14 @@ open_out() {                                               # open_out TEXT NAMEâ
     echo "$settings" > "$out/settings"
 }
 
-run_on() {                                                 # run_on cpu|gpu STUDENT: sets $ranks, torchrun's flags
+run_on() {                                                 # run_on cpu|gpu STUDENT: sets $ranks, torchrun's flags, and $engine
     export OMP_WAIT_POLICY=passive TOKENIZERS_PARALLELISM=false OMP_NUM_THREADS=1       # processes share few cores
-    ranks=()                                               # a GPU is one rank
+    ranks=() engine=()                                     # a GPU is one rank
     if [ "$1" = cpu ]; then
         export DS_ACCELERATOR=${DS_ACCELERATOR:-cpu} CUDA_VISIBLE_DEVICES=
         ranks=(-m torch.distributed.run --standalone --nproc_per_node 2)
+    elif "$python" -c 'import importlib.util as i, sys; sys.exit(i.find_spec("vllm") is None)'; then
+        engine=(--engine vllm)
     fi
     case "$2" in
         tiny|untrained|smollm2) export HF_HUB_OFFLINE=1 ;;
