@@ -6,20 +6,20 @@ fast is it, and how much memory does it take?
     python bench/gpu.py --table --out runs/gpu           # what it found, as the table of bench/README.md
     python bench/gpu.py --cpu-smoke                      # no GPU: the same code, tiny sizes, a few minutes
 
-It needs one CUDA GPU and the packages of requirements-gpu.txt (vLLM is not used). It needs no network: all
-weights are random and made on the spot. With --cpu-smoke the packages of requirements.txt are enough; a few
+It needs one CUDA GPU and the packages of requirements-gpu.txt; what needs vLLM is left out where that is missing.
+It needs no network: all weights are random and made on the spot. With --cpu-smoke the packages of requirements.txt are enough; a few
 plain lines then stand in for the flash-attention kernel, and the speeds mean nothing.
 
   parity   log-probs, losses and gradients in bf16 of packed rows (flash-attention, SDPA) and of padded rows,
            against padded rows in fp32: trajectories and GRPO groups with observations, grouped heads, head
            sizes 64 and 128, lengths that are no multiple of 128, recomputed activations, logits in chunks
-  cli      real runs of sft.py and grpo_short.py under DeepSpeed, ZeRO 0, 2 and 3 in bf16, 0 in fp32, in the
-           background while `parity` runs
+  cli      real runs of sft.py and grpo_short.py under DeepSpeed, ZeRO 0, 2 and 3 in bf16, 0 in fp32, and
+           grpo_short.py with vLLM, in the background while `parity` runs
   attend   the attention alone, forward and backward, in ms, and the gathering of a shared prefix
   sft      tokens a second at the shapes of Qwen2.5 1.5B and 7B, rows of 4096 tokens, beside Transformers
   grpo     forward and backward of an update on a group, (prefix, response, rollouts) = (512, 330, 16) and
            (840, 430, 16), beside padded rows and Transformers
-  decode   TorchEngine beside Transformers' generate, 8 prompts x 16
+  decode   TorchEngine and VLLMEngine beside Transformers' generate, 8 prompts x 16
   memory   1.5B under DeepSpeed in a process of its own: the peak of two steps, ZeRO 0, 2, 3
 
 A section starts nothing that the budget has no time for. A fault in one is written down and the others go
@@ -29,6 +29,7 @@ OUT/cli.log. The exit code is 1 if there was a fault, a gradient too far off, or
 import argparse
 import contextlib
 import gc
+import importlib.util
 import inspect
 import json
 import math
@@ -52,7 +53,7 @@ SHAPES = {"1.5B": dict(vocab_size=151936, hidden_size=1536, intermediate_size=89
                        num_attention_heads=12, num_key_value_heads=2, tie_word_embeddings=True),
           "7B": dict(vocab_size=152064, hidden_size=3584, intermediate_size=18944, num_hidden_layers=28,
                      num_attention_heads=28, num_key_value_heads=4, tie_word_embeddings=False)}
-SMOKE = dict(vocab_size=1024, hidden_size=64, intermediate_size=96, num_hidden_layers=2,
+SMOKE = dict(vocab_size=1024, hidden_size=128, intermediate_size=96, num_hidden_layers=2,
              num_attention_heads=4, num_key_value_heads=2)
 # (tokens, trained) of 16 of the authors' trajectories, from short to long, at 3.5 characters a token
 LENGTHS = [(184, 161), (293, 252), (378, 341), (422, 353), (463, 410), (532, 145), (594, 500),
@@ -69,7 +70,7 @@ def parse_args():
     p.add_argument("--cpu-smoke", action="store_true", help="tiny sizes on the CPU, no flash-attention (default: off)")
     p.add_argument("--table", action="store_true",
                    help="print the table of bench/README.md from OUT/gpu.json, and end (default: off)")
-    p.add_argument("--child", choices=["memory"], help=argparse.SUPPRESS)     # in its own process
+    p.add_argument("--child", choices=["memory", "vllm"], help=argparse.SUPPRESS)     # in its own process
     p.add_argument("--zero", type=int, help=argparse.SUPPRESS)
     return p.parse_args()
 
@@ -90,13 +91,14 @@ import sft
 from env import Chat, Episode
 from plumbing import attention
 from plumbing.attention import Segments, use_segments
-from plumbing.engines import TorchEngine
+from plumbing.engines import TorchEngine, VLLMEngine
 from plumbing.models import LogProbs, TokenLogProbs, matmul_rate, model_flops
 from plumbing.packing import Rollout, collate, pack_examples, pad_examples
 from plumbing.ranks import start_distributed
 from plumbing.trainer import make_trainer
 
 DEVICE = torch.device("cpu" if CPU else "cuda")
+HAS_VLLM = importlib.util.find_spec("vllm") is not None
 RESULT = dict(sections={}, faults=[])
 SEEDED = threading.Lock()      # held by who draws weights: `cli` and `parity` share the generator
 left = lambda: 1e9 if CPU else ARGS.budget - (time.time() - START)
@@ -468,11 +470,13 @@ def cli(found):
             for dtype, zero in ways}, path, log)
         trained = next((path(n) for n in ("sft bf16 zero 0", "sft fp32 zero 0")
                         if os.path.exists(path(n, "config.json"))), path("init"))
-        found["grpo"] = together({f"grpo {dtype} zero {zero}": (
-            "grpo_short.py", "--model", trained, "--data", path("rl.jsonl"), "--teacher-url", url,
-            "--prompts", 4, "--mini-batch", 2, "--group", 6, "--steps", 2, "--lr", "1e-3",
-            "--max-tokens", 60, "--max-failed", 1, "--dtype", dtype, "--zero", zero)
-            for dtype, zero in ways}, path, log)
+        grpo = ("grpo_short.py", "--model", trained, "--data", path("rl.jsonl"), "--teacher-url", url,
+                "--prompts", 4, "--mini-batch", 2, "--group", 6, "--steps", 2, "--lr", "1e-3",
+                "--max-tokens", 60, "--max-failed", 1)
+        commands = {f"grpo {dtype} zero {zero}": (*grpo, "--dtype", dtype, "--zero", zero) for dtype, zero in ways}
+        if HAS_VLLM:
+            commands["grpo bf16 vllm"] = (*grpo, "--dtype", "bf16", "--engine", "vllm", "--vllm-memory", 0.1)
+        found["grpo"] = together(commands, path, log)
         server.shutdown()
 
 
@@ -487,7 +491,7 @@ def report_cli(found):
     for kind, rows in found.items():
         for name, r in rows.items():
             first, last = (r["metrics"] or [{}])[0], (r["metrics"] or [{}])[-1]
-            keys = ("loss", "grad_norm") if kind == "sft" else ("reward", "logp_gap", "grad_norm")
+            keys = ("loss", "grad_norm") if kind == "sft" else ("reward", "logp_gap", "sync_gap", "grad_norm")
             pick = lambda row: " ".join(f"{k} {row[k]:.4g}" for k in keys if k in row)
             say(f"cli {name:18} exit code {r['rc']} {r['seconds']:.0f} s, {len(r['metrics'])} steps; "
                 f"first: {pick(first)}; last: {pick(last)}"
@@ -723,6 +727,17 @@ def speed(wanted):
         save()
 
 
+def in_child(*flags):
+    """Run a section's part in a process of its own -> what it found."""
+    command = [sys.executable, os.path.abspath(__file__), *flags]
+    done = subprocess.run(command + (["--cpu-smoke"] if CPU else []), capture_output=True, text=True,
+                          timeout=300 if CPU else max(10, left()))
+    lines = [x for x in done.stdout.splitlines() if x.startswith("RESULT")]
+    if not lines:
+        raise RuntimeError((done.stderr or done.stdout).strip()[-300:].replace("\n", " | "))
+    return json.loads(lines[-1][7:])
+
+
 # ---- decoding ----
 
 class Still:
@@ -736,25 +751,33 @@ class Still:
         pass
 
 
+NEW, PROMPT, PROMPTS, COPIES = (96, 512, 8, 16) if not CPU else (6, 24, 2, 4)
+
+
+def play_prompts(engine):
+    """-> the episodes of one turn that were played, COPIES of each prompt."""
+    starts = [dict(id=str(i), question=" ".join(["Cy"] * (PROMPT - 3) + [str(i)])) for i in range(PROMPTS)]
+    played = [Episode(start, Still(), max_steps=1, max_tokens=NEW, copy=i)
+              for start in starts for i in range(COPIES)]
+    engine.play(played)
+    return played
+
+
 def decode(model):
     import student
-    new, prompt, prompts, copies = (96, 512, 8, 16) if not CPU else (6, 24, 2, 4)
-    starts = [dict(id=str(i), question=" ".join(["Cy"] * (prompt - 3) + [str(i)])) for i in range(prompts)]
     use_segments(model)
     engine = TorchEngine(model, Chat(student.make_tokenizer()), 128)
     rows = RESULT["sections"].setdefault("decode", [])
     played = []
 
     def ours():
-        played[:] = [Episode(start, Still(), max_steps=1, max_tokens=new, copy=i)
-                     for start in starts for i in range(copies)]
-        engine.play(played)
+        played[:] = play_prompts(engine)
     seconds, peak = measure(ours, 1, 1)
     sampled = sum(sum(e.loss_mask) for e in played)
     rows.append(dict(arm="TorchEngine", tokens=sampled, seconds=seconds, tokens_per_s=sampled / seconds,
                      peak_gib=peak, prompt=played[0].prompt_length, rows=len(played)))
     say(f"decode TorchEngine: {sampled / seconds:.0f} tokens/s, {len(played)} rows, "
-        f"{1e3 * seconds / new:.1f} ms a column")
+        f"{1e3 * seconds / NEW:.1f} ms a column")
     model.eval()
     model.set_attn_implementation("sdpa")
     ids = torch.tensor([e.ids[:e.prompt_length] for e in played], device=DEVICE)
@@ -762,14 +785,35 @@ def decode(model):
     def theirs():
         with torch.inference_mode():
             model.generate(ids, attention_mask=torch.ones_like(ids), do_sample=True, top_k=0, top_p=1.0,
-                           max_new_tokens=new, min_new_tokens=new, pad_token_id=1)
+                           max_new_tokens=NEW, min_new_tokens=NEW, pad_token_id=1)
     seconds, peak = measure(theirs, 1, 1)
-    tokens = new * len(played)
+    tokens = NEW * len(played)
     rows.append(dict(arm="Transformers generate", tokens=tokens, seconds=seconds,
                      tokens_per_s=tokens / seconds, peak_gib=peak))
     say(f"decode generate: {tokens / seconds:.0f} tokens/s")
     use_segments(model)
     model.train()
+    if HAS_VLLM and left() > 90:
+        rows.append(in_child("--child", "vllm"))
+        say(f"decode VLLMEngine: {rows[-1]['tokens_per_s']:.0f} tokens/s, {rows[-1]['started']:.0f} s to start")
+
+
+def child_vllm():
+    """The same prompts with vLLM, which keeps what it took of the GPU -> a line of JSON."""
+    import student
+    tokenizer = student.make_tokenizer()
+    with tempfile.TemporaryDirectory() as folder:
+        build("1.5B").model.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+        free()
+        start = time.time()
+        engine = VLLMEngine(folder, Chat(tokenizer), memory=0.4, longest=PROMPT + NEW + 40, dtype="bfloat16")
+    started = time.time() - start
+    played = []
+    seconds, _ = measure(lambda: played.extend(play_prompts(engine)), 1, 1)
+    sampled = sum(sum(e.loss_mask) for e in played[-PROMPTS * COPIES:])
+    print("RESULT", json.dumps(dict(arm="VLLMEngine", tokens=sampled, seconds=seconds, started=started,
+                                    tokens_per_s=sampled / seconds, peak_gib=None)), flush=True)
 
 
 # ---- memory under DeepSpeed ----
@@ -810,13 +854,7 @@ def memory():
             say(f"memory zero {zero}: no time")
             return
         with guarded(f"memory zero {zero}"):
-            command = [sys.executable, os.path.abspath(__file__), "--child", "memory", "--zero", str(zero)]
-            done = subprocess.run(command + (["--cpu-smoke"] if CPU else []), capture_output=True, text=True,
-                                  timeout=300 if CPU else max(10, left()))
-            lines = [x for x in done.stdout.splitlines() if x.startswith("RESULT")]
-            if not lines:
-                raise RuntimeError((done.stderr or done.stdout).strip()[-300:].replace("\n", " | "))
-            r = json.loads(lines[-1][7:])
+            r = in_child("--child", "memory", "--zero", str(zero))
             rows.append(r)
             say(f"memory 1.5B zero {zero}: held {r['held_gib']:.1f} GiB, peak {r['peak_gib']:.1f} GiB = "
                 f"{r['bytes_per_parameter']:.1f} bytes a parameter, {r['seconds']:.2f} s a step")
@@ -843,7 +881,7 @@ def table():
     for name, r in cli_runs():
         row = (r["metrics"] or [{}])[-1]
         print(f"cli {name:18} exit code {r['rc']}, last step: " + ", ".join(
-            f"{k} {row[k]:.3g}" for k in ("loss", "reward", "logp_gap", "grad_norm") if k in row))
+            f"{k} {row[k]:.3g}" for k in ("loss", "reward", "logp_gap", "sync_gap", "grad_norm") if k in row))
     for r in s.get("attend", []):
         print(f"attend {r['layout']:26} {r['arm']:30} {r['forward_ms']:7.2f} ms {r['both_ms']:7.2f} ms "
               "with backward")
@@ -854,7 +892,7 @@ def table():
         print(f"grpo {r['shape']:5} {r['P']:4} {r['R']:4} {r['arm']:20} {r['seconds']:7.3f} s "
               f"{r['peak_gib']:6.1f} GiB" + how(r))
     for r in s.get("decode", []):
-        print(f"decode {r['arm']:22} {r['tokens_per_s']:7.0f} tokens/s {r['peak_gib']:5.1f} GiB")
+        print(f"decode {r['arm']:22} {DECODE(r)}")
     for r in s.get("memory", []):
         print(f"memory 1.5B zero {r['zero']}: peak {r['peak_gib']:.1f} GiB = {r['bytes_per_parameter']:.1f} "
               f"bytes a parameter, {r['seconds']:.2f} s a step")
@@ -869,10 +907,11 @@ ARMS = {"packed": "ours packed", "`--no-pack`": "ours padded", "Transformers, pa
 PAGE = [*[(f"`sft.py`, {title}", "sft", dict(arm=arm), SPEED) for title, arm in ARMS.items()],
         *[(f"update on a group {P}/{R}/16, {title}", "grpo", dict(P=P, R=R, arm=arm), UPDATE)
           for P, R in ((512, 330), (840, 430)) for title, arm in ARMS.items()]]
-DECODE = lambda r: f"{r['tokens_per_s']:,.0f} tokens/s, {r['peak_gib']:.1f} GiB"
+DECODE = lambda r: (f"{r['tokens_per_s']:,.0f} tokens/s"
+                    + (f", {r['peak_gib']:.1f} GiB" if r["peak_gib"] is not None else ""))      # vLLM takes a share
 STATES = lambda r: f"{r['peak_gib']:.1f} GiB, {r['bytes_per_parameter']:.1f} bytes a parameter"
 PAGE_SMALL = [*[(f"decoding 8 prompts x 16, {arm}", "decode", dict(arm=arm), DECODE)
-                for arm in ("TorchEngine", "Transformers generate")],
+                for arm in ("TorchEngine", "VLLMEngine", "Transformers generate")],
               *[(f"peak of a step under DeepSpeed, `--zero {zero}`", "memory", dict(zero=zero), STATES)
                 for zero in (0, 2, 3)]]
 
@@ -949,6 +988,8 @@ def main():
 if __name__ == "__main__":
     if ARGS.child == "memory":
         child_memory(ARGS.zero)
+    elif ARGS.child == "vllm":
+        child_vllm()
     elif ARGS.table:
         if os.path.exists(os.path.join(ARGS.out, "gpu.json")):
             with open(os.path.join(ARGS.out, "gpu.json")) as saved:
