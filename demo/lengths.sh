@@ -5,7 +5,7 @@
 #   --quick        a smoke run: everything runs, nothing is learned
 #   --fresh        start over; otherwise a second call goes on where the first one stopped
 #   --seed N       other tasks (default 0)
-#   --size cpu|gpu what a pretrained student is given (default cpu)
+#   --size cpu|gpu what a pretrained student is given (default cpu), or one GPU (and vLLM, if installed)
 #   --out DIR      where everything is written (default runs/lengths-NAME of the student)
 #
 # A teacher that never leaps demonstrates tasks of 2 to 4 steps. The student clones them and is then tested on tasks

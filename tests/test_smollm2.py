@@ -65,6 +65,7 @@ def test_a_missing_package_is_named(there, named, tmp_path, monkeypatch):
 
 SAYS = """#!/bin/bash
 case "$*" in
+    *find_spec*vllm*) [ -n "$VLLM" ]; exit ;;
     *demo/teacher.py*) [ -z "$DEAD" ] || exit 1; echo http://127.0.0.1:1; exec sleep 60 ;;
     *demo/world.py*) mkdir -p "$3"; for n in 2 3 4 5 6; do echo "{\\"horizon\\": $n}"; done | tee "$3"/bc.jsonl > "$3"/eval.jsonl
                      for n in 7 8; do echo "{\\"horizon\\": $n}"; done > "$3"/beyond.jsonl ;;
@@ -129,6 +130,16 @@ def test_any_folder_or_hub_name_is_a_student_and_a_gpu_is_one_rank(commands, tmp
     assert "made with other flags" in commands("--student", student, code=2)
     assert "give --student too" in commands("--size", "gpu", code=2)
     assert "not 'tpu'" in commands("--size", "tpu", code=2)
+
+
+def test_a_gpu_generates_with_vllm_where_it_is_installed(commands, monkeypatch):
+    for there in "", "1":
+        monkeypatch.setenv("VLLM", there)
+        for size, demo, acting in ("gpu", "run", 10), ("gpu", "lengths", 1), ("cpu", "run", 0):
+            said = commands("--student", "smollm2", "--size", size, "--fresh", demo=f"demo/{demo}.sh")
+            vllm = [line for line in said if "--engine vllm" in line]
+            assert len(vllm) == (acting if there else 0)
+            assert all(re.search("mps.py|grpo_short.py|eval.py run", line) for line in vllm)
 
 
 def test_what_a_demo_refuses(commands, tmp_path, monkeypatch):
