@@ -459,11 +459,16 @@ class VLLMEngine:
         self.sleeps = cuda and shared_gpu                  # whether `sleep` frees anything
         self.asleep = False
         launcher = "external_launcher" if "RANK" in os.environ else None
-        self.llm = vllm.LLM(path, dtype=dtype, seed=seed, gpu_memory_utilization=memory,
-                            max_model_len=longest, attention_backend=attention,
-                            enable_prefix_caching=True, enable_sleep_mode=self.sleeps, enforce_eager=not cuda,
-                            skip_tokenizer_init=True, logprobs_mode="processed_logprobs",
-                            distributed_executor_backend=launcher)
+        try:
+            self.llm = vllm.LLM(path, dtype=dtype, seed=seed, gpu_memory_utilization=memory,
+                                max_model_len=longest, attention_backend=attention,
+                                enable_prefix_caching=True, enable_sleep_mode=self.sleeps,
+                                enforce_eager=not cuda, skip_tokenizer_init=True,
+                                logprobs_mode="processed_logprobs", distributed_executor_backend=launcher)
+        except (AssertionError, ValueError) as error:      # of memory, a setting, an unknown model
+            said = " ".join(str(error).split())[:300]
+            raise InputError(f"vLLM does not start with {path}: {said} (--vllm-memory {memory:g} is its "
+                             "share of the GPU, where nothing else may take or free memory now)") from error
 
     def params(self, **how: Any) -> Any:
         """vLLM's SamplingParams. A turn ends only with the chat template's end of turn or a token that has no

@@ -1,5 +1,6 @@
 """The engines: the growing cache, log-probs of what was sampled, whose weights they generate with."""
 import argparse
+import sys
 import time
 from types import SimpleNamespace
 
@@ -286,6 +287,16 @@ def test_vllm_is_told_to_stop_at_stray_tokens(last, stop, checkpoint):
     engine.play([episode])
     assert set(asked[0]["stop_token_ids"]) == {chat.end} | chat.stray and len(chat.stray) >= 4
     assert episode.stop == stop and episode.messages[-1]["content"] == "<thought>a"
+
+
+def test_what_vllm_says_when_it_does_not_start_is_one_sentence(checkpoint, monkeypatch):
+    def fails(*_, **__):
+        raise AssertionError("Error in memory profiling.\nInitial free memory 65.51 GiB")
+    monkeypatch.setitem(sys.modules, "vllm", SimpleNamespace(LLM=fails))
+    with pytest.raises(InputError) as said:
+        VLLMEngine(checkpoint, None, memory=0.4)
+    assert str(said.value).startswith(f"vLLM does not start with {checkpoint}: Error in memory profiling. Initial free")
+    assert "--vllm-memory 0.4" in str(said.value) and "\n" not in str(said.value)
 
 
 @pytest.mark.parametrize("turns", [0, 1, 2])
