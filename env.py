@@ -197,9 +197,12 @@ class Episode:
     def sampling_seed(self, seed: int) -> int:
         """Seed of what is sampled next: by seed, copy and messages, not by batch, ranks or restarts.
 
-        A task's `place` sets apart starts that are alike (plumbing/starts.py).
+        A start's `place` (plumbing/starts.py), or the `run` of several (eval.py), sets apart what is alike.
         """
-        start = f"{seed} {self.copy} {self.task.get('id')} {self.task.get('place')} {self.messages}"
+        place = self.task.get("place")
+        if place is None:
+            place = self.task.get("run") or None               # run 0 as if it were the only one
+        start = f"{seed} {self.copy} {self.task.get('id')} {place} {self.messages}"
         return zlib.crc32(start.encode(errors="replace")) >> 1
 
     @property

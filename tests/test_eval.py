@@ -524,6 +524,22 @@ def test_real_interpreters_and_resume(tmp_path):
         run(out, *flags, "--max-steps", 4, engine=Oracle())
 
 
+@pytest.mark.parametrize("prompt", ["react", "cot"])
+def test_several_runs_are_several_draws(prompt, checkpoint, tmp_path):
+    """The first is what it would be alone."""
+    tasks = tasks_file(tmp_path / "eval.jsonl", 4)
+    said = {}
+    for runs in 1, 3:
+        out = tmp_path / str(runs)
+        run(out, "--tasks", tasks, "--runs", runs, "--temperature", 1, "--max-tokens", 12, "--prompt", prompt, "--model", checkpoint,
+            "--metric", "rule", engine=None)
+        for p in map(json.loads, (out / "predictions.jsonl").read_text().splitlines()):
+            said[runs, p["id"], p["run"]] = p["messages"][-1]["content"]
+    for name in {name for _, name, _ in said}:
+        assert said[1, name, 0] == said[3, name, 0]
+        assert len({said[3, name, k] for k in range(3)}) == 3
+
+
 def test_failed_tasks_are_tried_again(tmp_path, monkeypatch):
     tasks = tasks_file(tmp_path / "eval.jsonl", 4)
 
