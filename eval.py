@@ -292,6 +292,7 @@ def run(args: argparse.Namespace, engine: Engine | None = None) -> None:
     if todo:                                               # vLLM's ranks start together, idle ones too
         openings = [{"messages": prompting.opening(task, args.prompt)} for task in todo]
         mine = prompting.opened(part_of_rank(todo, rank, world), args.prompt, search, args.threads)
+        wait_for_ranks("its searches")
         engine = engine or load_engine(args, args.model, env.load_chat, [*openings, *mine])
         play(args, mine, rank, engine, teacher, search)
     wait_for_ranks("its tasks")

@@ -5,7 +5,7 @@ import os
 import re
 import sys
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 from plumbing.values import not_negative, positive, positive_share, seconds, seed, whole
 from sandbox import MODES, SandboxError
@@ -63,7 +63,7 @@ def cli(main: Callable[[argparse.Namespace], None], args: argparse.Namespace) ->
         os._exit(130)                                      # does not wait for requests that are in flight
     except BrokenPipeError:                                # the reader of the output, say head, has enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(1)
+        leave(1)
     except (InputError, SandboxError, OSError) as error:
         said = str(error)
         if isinstance(error, OSError):
@@ -75,14 +75,23 @@ def cli(main: Callable[[argparse.Namespace], None], args: argparse.Namespace) ->
             else:                                          # not a file that the user named
                 raise
         print(f"error: {said}", file=sys.stderr)
-        sys.exit(2)
+        leave(2)
     except RuntimeError as error:
         if type(error).__name__ != "OutOfMemoryError":     # torch's: not imported for --help
             raise
         print("error: the memory of a GPU is full; `python bench/memory.py --help` computes what a run "
               "needs, --checkpointing, fewer --row-tokens, --zero 3, --offload or --lora-rank need less "
               f"({' '.join(str(error).split())})", file=sys.stderr)
-        sys.exit(2)
+        leave(2)
+
+
+def leave(code: int) -> NoReturn:
+    """End this process; one of several at once: at its exit NCCL, or vLLM, would wait for the others."""
+    if int(os.environ.get("WORLD_SIZE", 1)) == 1:
+        sys.exit(code)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
 
 
 # ---- flags of several scripts ----

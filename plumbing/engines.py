@@ -112,6 +112,9 @@ def vllm_settings(args: argparse.Namespace, path: str, chat: Chat, starts: list[
 
 def trainer_engine(args: argparse.Namespace, trainer: Any, chat: Chat, starts: list[Record]) -> Engine:
     """The engine that generates for `trainer`, DeepSpeed's engine around the policy (grpo_short.py)."""
+    if args.lora_rank and args.dtype == "bf16" and (args.engine == "vllm" or args.zero == 3):
+        say_once("--lora-rank: the engine gets the merged weights in bf16, which rounds small changes away, "
+                 "so rollouts lag behind; --dtype fp32, or --engine torch with --zero 2, loses none")
     if args.engine == "vllm":
         dtype = {"bf16": "bfloat16", "fp32": "float32"}[args.dtype]
         return VLLMEngine(args.model, chat, seed=args.seed, dtype=dtype, shared_gpu=True,
@@ -469,6 +472,8 @@ class VLLMEngine:
             said = " ".join(str(error).split())[:300]
             raise InputError(f"vLLM does not start with {path}: {said} (--vllm-memory {memory:g} is its "
                              "share of the GPU, where nothing else may take or free memory now)") from error
+        size = self.llm.llm_engine.model_config.get_vocab_size()
+        self.stops = [token for token in (chat.end, *chat.stray) if token < size]      # vLLM refuses others
 
     def params(self, **how: Any) -> Any:
         """vLLM's SamplingParams. A turn ends only with the chat template's end of turn or a token that has no
@@ -493,7 +498,7 @@ class VLLMEngine:
             name = f"{i} {episode.calls}"
             params = self.params(temperature=temperature, top_p=top_p, top_k=top_k,
                                  max_tokens=episode.tokens_left, seed=episode.sampling_seed(seed),
-                                 stop_token_ids=[self.chat.end, *self.chat.stray])
+                                 stop_token_ids=self.stops)
             engine.add_request(name, self.vllm.inputs.tokens_input(episode.ids), params)
             asked[name] = i
 
@@ -533,10 +538,13 @@ class VLLMEngine:
 
         Tied embeddings need both names; without `lm_head.weight` vLLM keeps its old head and says nothing.
         """
+        import torch
         if self.asleep:
+            torch.cuda.empty_cache()                       # PyTorch keeps what an update freed, vLLM needs it
             self.llm.wake_up(tags=["weights"])
         self.llm.collective_rpc("reload_weights", kwargs={"weights_iterator": weights})
         if self.asleep:
+            torch.cuda.empty_cache()
             self.llm.wake_up(tags=["kv_cache"])
         self.asleep = False
         self.llm.reset_prefix_cache()

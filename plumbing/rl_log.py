@@ -24,7 +24,7 @@ The row, over all ranks; shares are between 0 and 1:
   loss, kl, grad_norm, updates, trained_tokens    kl: to the starting model, with --kl
   seconds_rollout, seconds_reward, seconds_update, seconds_sync    reward: what is waited for after rollouts
   rollout_tokens_per_s, update_tokens_per_s    sampled tokens
-  gpu_memory            GiB, the most on a GPU so far
+  gpu_memory            GiB, the most on a GPU so far, with what vLLM holds there, asleep or not
   eval_accuracy         share of --eval-tasks solved
 """
 import argparse

@@ -10,6 +10,7 @@ import transformers
 from transformers.cache_utils import DynamicLayer
 
 import env
+import grpo_short
 import mps
 import plumbing.engines
 import plumbing.models
@@ -270,7 +271,7 @@ def vllm_stand_in(chat, tokens, asked):
             return [SimpleNamespace(request_id=self.name, outputs=[out])]
 
     engine.chat, engine.threads, engine.llm = chat, 2, SimpleNamespace(llm_engine=StandIn())
-    engine.longest = 100
+    engine.longest, engine.stops = 100, [chat.end, *chat.stray]
     engine.vllm = SimpleNamespace(
         SamplingParams=lambda **how: how, inputs=SimpleNamespace(tokens_input=list),
         sampling_params=SimpleNamespace(RequestOutputKind=SimpleNamespace(FINAL_ONLY=1)))
@@ -297,6 +298,30 @@ def test_what_vllm_says_when_it_does_not_start_is_one_sentence(checkpoint, monke
         VLLMEngine(checkpoint, None, memory=0.4)
     assert str(said.value).startswith(f"vLLM does not start with {checkpoint}: Error in memory profiling. Initial free")
     assert "--vllm-memory 0.4" in str(said.value) and "\n" not in str(said.value)
+
+
+def test_vllm_stops_at_tokens_that_it_knows(checkpoint, monkeypatch):
+    """A tokenizer may have special tokens past the model's vocabulary: vLLM refuses a request that names them."""
+    chat = env.load_chat(checkpoint)
+    chat = SimpleNamespace(end=chat.end, stray={*chat.stray, 32000})
+    config = SimpleNamespace(get_vocab_size=lambda: 32000)
+    made = SimpleNamespace(llm_engine=SimpleNamespace(model_config=config))
+    monkeypatch.setitem(sys.modules, "vllm", SimpleNamespace(LLM=lambda *_, **__: made))
+    assert set(VLLMEngine(checkpoint, chat).stops) == {chat.end} | chat.stray - {32000}
+
+
+@pytest.mark.parametrize("flags, lags", [("--engine vllm --dtype bf16", True), ("--zero 3 --dtype bf16", True),
+                                         ("--engine vllm --dtype fp32", False), ("--dtype bf16", False)])
+def test_lora_in_bf16_says_that_rollouts_lag(flags, lags, checkpoint, monkeypatch, capsys):
+    monkeypatch.setattr(plumbing.engines, "say_once", print)
+    monkeypatch.setattr(plumbing.engines, "VLLMEngine", lambda *_, **__: None)
+    monkeypatch.setattr(plumbing.engines, "TorchEngine", lambda *_, **__: None)
+    args = grpo_short.parse_args(["--model", checkpoint, "--data", "-", "--out", "-", "--teacher-url", "-",
+                                  "--lora-rank", "4", "--max-tokens", "100", *flags.split()])
+    trainer = SimpleNamespace(module=torch.nn.Linear(1, 1))
+    trainer.module.model = None
+    trainer_engine(args, trainer, env.load_chat(checkpoint), [{"question": "q"}])
+    assert ("rollouts lag behind" in capsys.readouterr().out) == lags
 
 
 @pytest.mark.parametrize("turns", [0, 1, 2])

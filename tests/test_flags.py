@@ -657,6 +657,15 @@ def test_how_a_run_may_end(raised, code, words):
     assert done.returncode == code and done.stderr.startswith(words) and done.stderr.count("\n") <= 1
 
 
+@pytest.mark.parametrize("ranks, waits", [("1", True), ("2", False)])
+def test_a_rank_that_fails_waits_for_no_other(ranks, waits):
+    program = ("import argparse, atexit; from plumbing.cli import InputError, cli\natexit.register(print, 'at its exit')\n"
+               "def main(args): raise InputError('a fault')\ncli(main, argparse.Namespace())")
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True,
+                          env={**os.environ, "WORLD_SIZE": ranks})
+    assert (done.returncode, done.stderr) == (2, "error: a fault\n") and ("at its exit" in done.stdout) == waits
+
+
 @pytest.mark.parametrize("file, content, words", [
     ("config.json", b"[]", "cannot use the model"), ("config.json", b"{", "not a valid JSON file"), ("model.safetensors", b"", "its weights cannot be read"),
     ("model.safetensors", b"version https://git-lfs.github.com/spec/v1\n", "its weights cannot be read .* Git LFS"),
