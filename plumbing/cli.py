@@ -4,6 +4,7 @@ import errno
 import os
 import re
 import sys
+import traceback
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
@@ -64,30 +65,42 @@ def cli(main: Callable[[argparse.Namespace], None], args: argparse.Namespace) ->
     except BrokenPipeError:                                # the reader of the output, say head, has enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         leave(1)
-    except (InputError, SandboxError, OSError) as error:
-        said = str(error)
-        if isinstance(error, OSError):
-            if error.errno in NO_ROOM:
-                where = error.filename or f"--out {getattr(args, 'out', '')}".rstrip()
-                said = f"{error.strerror} while writing to {where}: make room, and give the command again"
-            elif error.filename:
-                said = f"{error.strerror}: {error.filename!r}"
-            else:                                          # not a file that the user named
-                raise
-        print(f"error: {said}", file=sys.stderr)
-        leave(2)
-    except RuntimeError as error:
-        if type(error).__name__ != "OutOfMemoryError":     # torch's: not imported for --help
-            raise
-        print("error: the memory of a GPU is full; `python bench/memory.py --help` computes what a run "
-              "needs, --checkpointing, fewer --row-tokens, --zero 3, --offload or --lora-rank need less "
-              f"({' '.join(str(error).split())})", file=sys.stderr)
-        leave(2)
+    except Exception as error:
+        said = sentence(error, args)
+        if said is not None:
+            print(f"error: {said}", file=sys.stderr)
+            leave(2)
+        if several_ranks():
+            traceback.print_exc()
+            leave(1)
+        raise
+
+
+def sentence(error: Exception, args: argparse.Namespace) -> str | None:
+    """What is wrong and how to mend it; None where that is not the user's to do."""
+    if isinstance(error, (InputError, SandboxError)):
+        return str(error)
+    if isinstance(error, OSError):
+        if error.errno in NO_ROOM:
+            where = error.filename or f"--out {getattr(args, 'out', '')}".rstrip()
+            return f"{error.strerror} while writing to {where}: make room, and give the command again"
+        if error.filename:
+            return f"{error.strerror}: {error.filename!r}"
+    if type(error).__name__ == "OutOfMemoryError":         # torch's: not imported for --help
+        return ("the memory of a GPU is full; `python bench/memory.py --help` computes what a run needs, "
+                "--checkpointing, fewer --row-tokens, --zero 3, --offload or --lora-rank need less "
+                f"({' '.join(str(error).split())})")
+    return None
+
+
+def several_ranks() -> bool:
+    """Whether torchrun started other processes beside this one."""
+    return int(os.environ.get("WORLD_SIZE", 1)) > 1
 
 
 def leave(code: int) -> NoReturn:
     """End this process; one of several at once: at its exit NCCL, or vLLM, would wait for the others."""
-    if int(os.environ.get("WORLD_SIZE", 1)) == 1:
+    if not several_ranks():
         sys.exit(code)
     sys.stdout.flush()
     sys.stderr.flush()
