@@ -96,7 +96,7 @@ def test_a_model_of_its_own_takes_the_trainers_weights_and_the_trainers_model_is
 
 def test_the_trainers_engine(checkpoint):
     """Its own model, with ZeRO-3 a copy; what gives no log-probs of the whole distribution is refused."""
-    args = argparse.Namespace(engine="torch", model=checkpoint, zero=2, rollout_batch=7, threads=3, pack=True,
+    args = argparse.Namespace(lora_rank=0, engine="torch", model=checkpoint, zero=2, rollout_batch=7, threads=3, pack=True,
                               checkpointing=False, temperature=1.0, top_p=1.0, top_k=0, dtype="fp32")
     policy = SimpleNamespace(model=load_model(checkpoint, torch.float32))
     policy.parameters = policy.model.parameters
