@@ -967,7 +967,7 @@ def test_leaving_a_message_unread_counts():
     reader = threading.Thread(target=read_late)
     reader.start()
     line, left = unread.ask(long, 60)
-    assert line == b"{}\n" and left <= 59.5
+    assert line == b"{}\n" and left < 59.9                 # the reader may have begun a little earlier
     reader.join(), theirs.close(), unread.sock.close(), os.close(unread.pidfd)
 
 
