@@ -6,9 +6,10 @@ fast is it, and how much memory does it take?
     python bench/gpu.py --table --out runs/gpu           # what it found, as the table of bench/README.md
     python bench/gpu.py --cpu-smoke                      # no GPU: the same code, tiny sizes, a few minutes
 
-It needs one CUDA GPU and the packages of requirements-gpu.txt; what needs vLLM is left out where that is missing.
-It needs no network: all weights are random and made on the spot. With --cpu-smoke the packages of requirements.txt are enough; a few
-plain lines then stand in for the flash-attention kernel, and the speeds mean nothing.
+It needs one CUDA GPU and the packages of requirements-gpu.txt; what needs vLLM is left out where that is
+missing. It needs no network: all weights are random and made on the spot. With --cpu-smoke the packages of
+requirements.txt are enough; a few plain lines then stand in for the flash-attention kernel, and the speeds mean
+nothing.
 
   parity   log-probs, losses and gradients in bf16 of packed rows (flash-attention, SDPA) and of padded rows,
            against padded rows in fp32: trajectories and GRPO groups with observations, grouped heads, head
