@@ -462,12 +462,16 @@ class VLLMEngine:
         self.sleeps = cuda and shared_gpu                  # whether `sleep` frees anything
         self.asleep = False
         launcher = "external_launcher" if "RANK" in os.environ else None
+        # vLLM's CPU build (0.32) fails where the prompt of a request with a seed is computed in pieces
+        in_one_piece = {} if cuda else {"enable_chunked_prefill": False,
+                                        "max_num_batched_tokens": max(4096, longest or 0)}
         try:
             self.llm = vllm.LLM(path, dtype=dtype, seed=seed, gpu_memory_utilization=memory,
                                 max_model_len=longest, attention_backend=attention,
                                 enable_prefix_caching=True, enable_sleep_mode=self.sleeps,
                                 enforce_eager=not cuda, skip_tokenizer_init=True,
-                                logprobs_mode="processed_logprobs", distributed_executor_backend=launcher)
+                                logprobs_mode="processed_logprobs", distributed_executor_backend=launcher,
+                                **in_one_piece)
         except (AssertionError, ValueError) as error:      # of memory, a setting, an unknown model
             said = " ".join(str(error).split())[:300]
             raise InputError(f"vLLM does not start with {path}: {said} (--vllm-memory {memory:g} is its "

@@ -8,6 +8,7 @@ import torch
 import transformers
 
 pytest.importorskip("vllm", reason="vllm is not installed: bash tests/run_vllm.sh")
+import env  # noqa: E402
 import test_stages  # noqa: E402
 from test_convergence import first_and_last, shorten  # noqa: E402
 
@@ -84,6 +85,16 @@ def test_a_rank_without_a_task_does_not_keep_the_others_waiting(student, tmp_pat
                        "--teacher-url", teacher_url, "--engine", "vllm", ranks=2)
     assert len(test_stages.lines(tmp_path / "eval" / "predictions.jsonl")) == 1
     assert len(test_stages.lines(tmp_path / "mps" / "mps.jsonl")) == 1
+
+
+def test_more_prompts_than_vllm_computes_at_once(student, tmp_path):
+    """Its CPU build failed on the first request with a seed whose prompt did not fit a batch of 4,096 tokens whole."""
+    tasks = [{"id": f"t{i}", "question": f"{i} is the number of this question. " * 4, "answer": "3"} for i in range(48)]
+    chat = env.load_chat(student)
+    assert sum(len(chat.ids(task["question"])) for task in tasks) > 4096
+    test_stages.script("eval.py", "run", "--model", student, "--tasks", test_stages.write(tmp_path / "tasks.jsonl", tasks),
+                       "--out", tmp_path / "eval", "--metric", "rule", "--engine", "vllm", "--max-tokens", 8)
+    assert len(test_stages.lines(tmp_path / "eval" / "predictions.jsonl")) == 48
 
 
 def test_ranks_and_zero_stages_make_the_same_first_update(student, records, tmp_path, teacher_url):
