@@ -12,7 +12,6 @@ import argparse
 import ast
 import builtins
 import itertools
-import json
 import keyword
 import os
 import random
@@ -21,7 +20,8 @@ import sys
 from fractions import Fraction
 
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), ".."))
-from plumbing.cli import InputError
+from plumbing.cli import InputError, cli
+from plumbing.records import read_jsonl, write_jsonl
 from plumbing.trajectory import UNREADABLE, parse_code
 
 WHERE = ("{folder} holds no {name}: fetch train.jsonl and test.jsonl from "
@@ -75,6 +75,11 @@ def numbers(text):
     """The numbers of a text, those in words too."""
     found = {number(n) for n in NUMBER.findall(text)}
     return found | {WORDS[word] for word in re.findall(r"[a-z]+", text.lower()) if word in WORDS}
+
+
+def has_percent(question):
+    """Whether a question speaks of shares of 100."""
+    return "%" in question or "percent" in question
 
 
 def value_of(node, names):
@@ -170,7 +175,7 @@ def read_solution(question, solution):
     steps = without_repetitions(steps, given)
     if not steps or steps[-1].value != gold or any(is_literal(step.tree) for step in steps):
         return "a step without a computation"
-    link(steps, given)
+    link(steps, given, has_percent(question))
     return Problem(question, body.strip(), answer, steps)
 
 
@@ -195,8 +200,10 @@ def read_step(before, place, tail):
     unit = "dollars" if before.endswith("$") else ""
     equals = re.search(r"\s*=\s*\$?\s*$", before)
     if equals:
-        unknown = " = ?" if before[:equals.start()][-1:].isalpha() and re.match(r"\s*\w", tail) else ""
-        sentence = before[:equals.start()] + unknown + tail          # "2 hours * 3 mph = ? miles"
+        left = before[:equals.start()]
+        unit_there = left[-1:].isalpha() or has_unit(left, tail)
+        unknown = " = ?" if unit_there and re.match(r"\s*\w", tail) else ""
+        sentence = left + unknown + tail                   # "2 hours * 3 mph = ? miles"
     else:
         sentence = f"{before.rstrip('$').rstrip()} {ast.unparse(tree)}{tail}"
     sentence = without_result(" ".join(sentence.split()), stated, tree)
@@ -205,6 +212,12 @@ def read_step(before, place, tail):
     label = re.split(r"[.,;:!?(=]", tail)[0]
     label = " ".join([unit, *(word for word in label.split() if word.isalpha())][:9]).strip()
     return Step(sentence, tree, stated, label)
+
+
+def has_unit(left, tail):
+    """Whether a number on the left has the unit of the result already: "20 minutes * 2", " minutes of work"."""
+    unit = re.match(r"\s*([A-Za-z]+)", tail)
+    return bool(unit and re.search(rf"\d {unit[1]} *[-+*x×/÷]", left))
 
 
 def rounds_to(value, stated, text):
@@ -237,26 +250,37 @@ def without_repetitions(steps, given):
     return kept
 
 
-def link(steps, given):
+def link(steps, given, percent):
     """Put ast.Name("_k") where a step computes with the result of step k.
 
     That is where a number is an earlier result and not in the question; and where it is both, if nothing else
-    uses that result.
+    uses that result. percent: whether the question has shares of 100.
     """
+    units = [node for step in steps for node in units_of(step.tree, percent)]
     for n in range(len(steps)):
         def earlier(node, n=n):
             value = Fraction(str(node.value))
             places = [k for k in range(n) if steps[k].value == value]
-            return places[-1] if places and value not in given else None
+            return places[-1] if places and value not in given and node not in units else None
         steps[n].tree = with_names(steps[n].tree, earlier)
     for k in range(len(steps) - 1):
         for step in steps[k + 1:]:
             if not any(k in other.uses() for other in steps):
                 numbers_of = [node for node in ast.walk(step.tree) if isinstance(node, ast.Constant)]
-                same = [node for node in numbers_of if Fraction(str(node.value)) == steps[k].value]
+                same = [node for node in numbers_of
+                        if Fraction(str(node.value)) == steps[k].value and node not in units]
                 if same:                                   # the last of several: "3/5 * 5"
                     last = max(same, key=lambda node: node.col_offset)
                     step.tree = with_names(step.tree, lambda node: k if node is last else None)
+
+
+def units_of(tree, percent):
+    """Divisors that are no results even where a result is the same number: the 100 of 35 / 100, the second 60 of
+    60 / 60."""
+    quotients = [node for node in ast.walk(tree) if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Div)]
+    return [node.right for node in quotients if isinstance(node.right, ast.Constant)
+            and (percent and node.right.value == 100
+                 or isinstance(node.left, ast.Constant) and node.left.value == node.right.value)]
 
 
 def with_leaves(node, leaf):
@@ -313,15 +337,16 @@ def read_file(folder, name):
     path = os.path.join(folder, name)
     if not os.path.exists(path):
         raise InputError(WHERE.format(folder=folder, name=name))
-    rows = []
-    with open(path, encoding="utf-8") as file:
-        for n, line in enumerate(file, 1):
-            try:
-                row = json.loads(line)
-                rows.append({"question": row["question"].strip(), "answer": row["answer"]})
-            except (ValueError, KeyError, TypeError, AttributeError):
-                raise InputError(f'{path}, line {n}: not an object with the texts "question" and "answer"') from None
-    return rows
+    return list(read_rows(path))
+
+
+def read_rows(path):
+    """Yield {"question", "answer"} of every line, both texts; InputError names the file and the line."""
+    for n, record in read_jsonl(path):
+        row = {name: record.get(name) for name in ("question", "answer")}
+        if not all(isinstance(text, str) for text in row.values()):
+            raise InputError(f'{path}, line {n}: not an object with the texts "question" and "answer"')
+        yield {"question": row["question"].strip(), "answer": row["answer"]}
 
 
 def read_problems(folder):
@@ -356,13 +381,9 @@ def main(args):
               "horizon": len(problem.steps)} for n, problem in problems.items()]
     random.Random(args.seed).shuffle(tasks)
     os.makedirs(os.path.dirname(os.path.abspath(args.out)), exist_ok=True)
-    with open(args.out + ".part", "w", encoding="utf-8") as file:
-        file.writelines(json.dumps(task, ensure_ascii=False) + "\n" for task in tasks)
-    os.replace(args.out + ".part", args.out)
+    write_jsonl(args.out, tasks)
 
 
 if __name__ == "__main__":
-    try:
-        main(parse_args())
-    except InputError as error:
-        sys.exit(f"error: {error}")
+    arguments = parse_args()
+    cli(main, arguments)

@@ -11,7 +11,8 @@ It judges what a step computes. A step is wrong if it finds a value that stands 
 result of the solution nor a part of its formula, taken in another order, factored out, multiplied out, as a share of
 100 or rounded. So other orders, combined expressions and equal values written otherwise pass. But if the run's answer
 is wrong, a step that found such a value by accident is: one that would not if the numbers of the question were a
-little larger. A plan passes if it has the form of one. If no step is wrong, the first without progress is named.
+little larger. A plan passes if it has the form of one. If nothing before a wrong answer is wrong, the first step that
+computed what was known is named; in a run without an answer, the first without progress.
 """
 import argparse
 import ast
@@ -38,6 +39,7 @@ from plumbing.trajectory import UNREADABLE, code_of, parse_code
 NO_VALUE = (LookupError, TypeError, ValueError, ArithmeticError)
 GENERAL_PLAN = "I work it out one step at a time, and print every number that I find."
 ALWAYS_KNOWN = [0, 1, 7, 12, 24, 30, 52, 60, 100, 365, 1000]               # where sums begin, and units
+LARGE = re.compile(r"\b(?:hundred|thousand|[mb]illion)", re.IGNORECASE)     # "5 million" is not 5
 MOST_TERMS = 10                           # of a sum or a product whose parts are all looked at
 
 
@@ -137,6 +139,11 @@ def products_of_some(values, least=2):
     return found
 
 
+def constants(node):
+    """The numbers that are written in an expression."""
+    return {Fraction(str(part.value)) for part in ast.walk(node) if isinstance(part, ast.Constant)}
+
+
 class Solution:
     """A problem, and what may be found on the way to its answer."""
 
@@ -153,13 +160,18 @@ class Solution:
         self.given = gsm8k.numbers(problem.question)
         base = {value for value in self.given if value >= 3}
         base |= {1 / value for value in self.given if 0 < value <= Fraction(1, 3)}
-        percent = "%" in problem.question or "percent" in problem.question
+        percent = gsm8k.has_percent(problem.question)
         if percent:
             self.given |= {value / 100 for value in self.given}
             values |= {100 * value for value in values if 0 < value < 2}   # 100 - 20 per cent
-        # Numbers of the solution that are not the question's were found in the annotator's head.
-        self.in_head = gsm8k.numbers(problem.solution) - self.given
-        values |= self.in_head
+        # Numbers of the solution that are neither the question's nor results were found in the annotator's head.
+        results = {step.value for step in self.steps} | set(self.exact)
+        in_head = gsm8k.numbers(problem.solution) - self.given - results
+        values |= in_head
+        # Where they came from is unknown, so with larger numbers nothing is known of what is computed from them.
+        guessed = {value for value in in_head if value >= 3 and value not in ALWAYS_KNOWN}
+        self.any_way = in_head | {self.steps[k].value for k in range(len(self.steps))
+                                  if guessed & constants(self.whole(k))}
         values |= {round(value, 2) for value in values}
         self.values = sorted(map(float, values))
         # The same problem with other numbers.
@@ -167,8 +179,11 @@ class Solution:
         for value in sorted(base):
             self.larger[value] = value * (1 + Fraction(1 + world.pick(500, problem.question, value), 9973))
         other = set()
+        self.larger_results = []                           # [(result, the same with larger numbers)]
         for k in range(len(self.steps)):
-            other |= parts(self.with_larger(self.whole(k)))
+            tree = self.with_larger(self.whole(k))
+            other |= parts(tree)
+            self.larger_results.append((self.exact[k], gsm8k.value_of(tree, {})))
         if percent:
             other |= {100 * value for value in other}
         self.other_values = sorted(map(float, other))
@@ -320,8 +335,9 @@ def same_answer(prediction, answer):
     """Whether a prediction is the answer; where rules leave it open, by the only number that it has."""
     decided = check_by_rule(prediction, answer)
     if decided is None:
-        found = {gsm8k.fraction(n.rstrip(",")) for n in gsm8k.NUMBER.findall(core(prediction))}
-        return found == {gsm8k.number(answer)}
+        found = re.findall(rf"((?<![\w)])[-−]\$?|\$[-−])?({gsm8k.NUMBER.pattern})", core(prediction))
+        values = {gsm8k.number(n.rstrip(",")) * (-1 if minus else 1) for minus, n in found}
+        return values == {gsm8k.number(answer)} and not LARGE.search(prediction)
     return decided
 
 
@@ -342,7 +358,7 @@ class Run:
         self.solution = solution
         self.problem = solution.problem
         self.variables = {}
-        self.larger = {}                                   # the variables in the problem with larger numbers
+        self.larger = ({}, {})                             # its variables with larger numbers, for two readings
         self.done = {}                                     # step of the solution -> the variable with its result
         self.known = []                                    # (value, the same with larger numbers) found so far
         self.accident = False                              # whether the last step found a value by accident …
@@ -371,15 +387,13 @@ class Run:
     def with_larger_numbers(self, content):
         """What each effect of a step would find with larger numbers, [] where that says nothing.
 
-        A number may be the question's or an earlier result: one value for each reading.
+        A number may be a result, found before or in the head, or the question's: one value for each reading.
         """
         program = program_of(content)
         readings = []
-        for known in (self.known, ()):
-            variables = dict(self.larger)
+        for known, variables in zip(([*self.known, *self.solution.larger_results], []), self.larger):
             found, _ = effects(self.solution.with_larger(program, known), variables)
             readings.append(found)
-        self.larger = variables
         if any(is_whole_number(node) for node in ast.walk(program)):
             return []                                      # 47 // 4 says nothing of larger numbers
         values = []
@@ -395,8 +409,8 @@ class Run:
             return "idle"
         if not solution.leads_on(value):
             return "wrong"
-        in_head = any(close(value, other) for other in solution.in_head)
-        if kind == "found" and larger and not in_head:
+        any_way = any(close(value, other) for other in solution.any_way)
+        if kind == "found" and larger and not any_way:
             self.accident |= not any(solution.leads_on_with_larger(other) for other in larger)
         self.known.append((value, larger[0] if larger else value))
         for k in range(len(solution.steps)):
@@ -532,8 +546,10 @@ def same_step(solution, steps, step_a, step_b):
         values = set()
         for kind, _, value in effects_of_step(content, observation, run.variables):
             if kind == "answer":
-                decided = same_answer(value, solution.problem.answer)
-                values.add((kind, "right" if decided else core(value)))
+                right = same_answer(value, solution.problem.answer)
+                stated = gsm8k.fraction(value)
+                wrong = core(value) if stated is None else round(stated, 6)        # "161" and "161.0" are one
+                values.add((kind, "right" if right else wrong))
             elif kind == "found" or not any(close(value, given) for given in solution.given):
                 values.add(("found", f"{float(value):.6g}"))
         done.append(values)

@@ -158,8 +158,20 @@ def test_sentences_without_results():
     assert sentences("He eats 32 slices, as 2 x 16 = <<2*16=32>>32\n#### 32") == ["He eats 2 * 16 slices, as 2 x 16."]
     assert sentences("Now there are $<<16-12=4>>4 left.\n#### 4") == ["Now there are 16 - 12 left."]
     assert sentences("In 2 hours * 16 mph = <<2*16=32>>32 miles.\n#### 32") == ["In 2 hours * 16 mph = ? miles."]
+    assert sentences("It takes 16 minutes * 2 = <<16*2=32>>32 minutes.\n#### 32") == ["It takes 16 minutes * 2 = ? minutes."]
     assert sentences("First the sum.\n2+16 = <<2+16=18>>18.\n18/2=<<18/2=9>>9\n#### 9") == ["First the sum. 2+16.", "18/2."]
     assert sentences("All are <<12=12>>12.\n12+2=<<12+2=14>>14\n#### 14") == ["12+2."]               # a number of the question
+
+
+@pytest.mark.parametrize("question, solution, expressions", [
+    ("Of 40 eggs 20 % broke, of 60 more 30. How many?",
+     "There are 40+60 = <<40+60=100>>100.\nOf these 20/100*40 = <<20/100*40=8>>8 broke.\nAll are 100-8-30 = "
+     "<<100-8-30=62>>62.\n#### 62", ["40 + 60", "20 / 100 * 40", "_0 - _1 - 30"]),
+    ("He runs 20 minutes and again twice as long. How many hours?",
+     "He runs 20*2 = <<20*2=40>>40 minutes.\nTogether 20+40 = <<20+40=60>>60.\nThat is 60/60 = <<60/60=1>>1 hour.\n#### 1",
+     ["20 * 2", "20 + _0", "_1 / 60"])])
+def test_a_unit_is_no_earlier_result(question, solution, expressions):
+    assert [ast.unparse(step.tree) for step in gsm8k.read_solution(question, solution).steps] == expressions
 
 
 def test_a_broken_file_is_told(tmp_path):
@@ -168,6 +180,10 @@ def test_a_broken_file_is_told(tmp_path):
     (tmp_path / "train.jsonl").write_text('{"question": "a", "answer": "b"}\n{"question": 3}\n')
     with pytest.raises(InputError, match="train.jsonl, line 2: not an object"):
         gsm8k.read_problems(str(tmp_path))
+    for line, fault in ('{"question": "a", "answer": 18}', "not an object"), ("[", "JSON"):
+        (tmp_path / "train.jsonl").write_text(line + "\n")
+        with pytest.raises(InputError, match=f"train.jsonl, line 1: .*{fault}"):
+            gsm8k.read_problems(str(tmp_path))
     missing = script("demo/gsm8k_teacher.py", "--data", tmp_path / "none", check=False)
     assert missing.returncode == 1 and missing.stderr.startswith("error: ") and "fetch" in missing.stderr
 
@@ -239,6 +255,40 @@ def test_right_steps_pass_however_they_are_taken(asked, question, answer, progra
     episode = codes(question, answer, *programs, "final_answer_print(1)")
     assert judged(asked, answer, episode).first_wrong_step == len(programs) + 1
     assert judged(asked, answer, codes(question, answer, *programs, f"final_answer_print({answer})")).correct
+
+
+def in_words(question, solution):
+    return gsm8k_teacher.Solution(gsm8k.read_solution(question, solution))
+
+
+def first_wrong(solution, prediction, *programs):
+    """The step that the teacher names in a run of these programs with a wrong answer."""
+    contents = ["<first_thought>I compute.</first_thought>",
+                *(f"<thought>I go on.</thought><code>{program}</code>" for program in programs)]
+    said = gsm8k_teacher.verdict(solution, [(content, "") for content in contents], prediction)
+    return json.loads(said)["first_wrong_step"]
+
+
+def test_a_result_found_by_accident_is_wrong():
+    """12 + 6 is as much as 6 bags of 3, and the solution's text says 18."""
+    coins = in_words("Kim has 6 bags of 3 coins each. She buys 12 more coins. How many coins has she?",
+                     "She has 6*3 = <<6*3=18>>18 coins.\nWith the others 18+12 = <<18+12=30>>30.\n#### 30")
+    assert first_wrong(coins, "18", "coins = 6 + 12\nprint(coins)", "final_answer_print(coins)") == 1
+    assert first_wrong(coins, "18", "coins = 6 * 3\nprint(coins)", "final_answer_print(coins)") == 2
+    # 25 is the annotator's own: what is computed from it may be found in any way
+    bugs = in_words("Dax saw 40 bugs, and a quarter of a hundred more. Half of all flew off. How many?",
+                    "He saw 25 more.\nThat is 40+25 = <<40+25=65>>65 bugs.\nSo 65/2 = <<65/2=32.5>>32.5 flew.\n#### 32.5")
+    assert first_wrong(bugs, "65", "more = 100 / 4\nprint(more)", "bugs = 40 + more\nprint(bugs)", "final_answer_print(bugs)") == 3
+
+
+@pytest.mark.parametrize("sum_of_two", ["lamps + chairs", "161 + 93"])
+def test_printed_numbers_are_followed_like_variables(sum_of_two):
+    tables = in_words("Ann has $900. She buys 7 lamps for $23 each, 3 chairs for $31 each and 2 tables for $47 each. What is left?",
+                      "Lamps cost 7*23 = $<<7*23=161>>161.\nChairs 3*31 = $<<3*31=93>>93.\nTables 2*47 = $<<2*47=94>>94.\nShe has "
+                      "900-161-93-94 = $<<900-161-93-94=552>>552 left.\n#### 552")
+    programs = ["lamps = 7*23\nprint(lamps)", "chairs = 3*31\nprint(chairs)", "tables = 2*47\nprint(tables)",
+                f"two = {sum_of_two}\nprint(two)", "spent = two + 94\nprint(spent)", "final_answer_print(spent)"]
+    assert first_wrong(tables, "348", *programs) == len(programs)              # only the answer is wrong
 
 
 def test_runs_without_an_answer(asked):
@@ -322,13 +372,15 @@ def test_same_steps_and_answers(asked):
         return {"content": f"<thought>Other words.</thought><code>{code}</code>", "observation": seen}
     before = codes(OTTO, "86", "lamps = 7*23\nprint(lamps)").messages
     same = [("chairs = 3*31", "None", "c = 31 * 3\nprint(c)", "93"),
-            ("x = 340 - lamps\nprint(x)", "179", "print(340 - 161)", "179")]
+            ("x = 340 - lamps\nprint(x)", "179", "print(340 - 161)", "179"),
+            ("final_answer_print(161)", "161", "final_answer_print(lamps)", "161.0")]        # both wrong
     other = [("chairs = 3*31", "None", "c = 3 + 31\nprint(c)", "34"), ("x = 5 * 5", "None", "final_answer_print(25)", "25"),
              ("import math", "None", "pass", "None")]
     for a, seen_a, b, seen_b in same + other:
         wanted = (a, seen_a, b, seen_b) in same
         assert asked.same_step(OTTO, before, step(a, seen_a), step(b, seen_b)) is wanted, (a, b)
-    for prediction, wanted in (("86 dollars are left, of all", True), ("85 or 86", False), ("all of it", False)):
+    for prediction, wanted in (("86 dollars are left, of all", True), ("85 or 86", False), ("all of it", False), ("-$86 each", False),
+                               ("$−86 in all", False), ("86 million of them", False)):
         assert asked.same_answer(OTTO, prediction, "86") is wanted
 
 
