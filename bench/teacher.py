@@ -38,7 +38,7 @@ from plumbing.cli import InputError, Parser, cli, teacher_flags  # noqa: E402
 from plumbing.records import append_jsonl, read_jsonl, write_jsonl  # noqa: E402
 from plumbing.search import pages  # noqa: E402
 from plumbing.tasks import read_tasks  # noqa: E402
-from plumbing.trajectory import fault_of_turns, prefix, step_at, step_of  # noqa: E402
+from plumbing.trajectory import fault_of_corrections, fault_of_turns, prefix, step_at, step_of  # noqa: E402
 from plumbing.values import whole  # noqa: E402
 
 KINDS = ("plan", "step", "verdict", "correct", "same_step")
@@ -148,7 +148,7 @@ def toy_runs(n, seed):
 def gsm8k_runs(path, n, seed):
     """n runs of GSM8K's problems with annotated solutions; every third is right."""
     dice = random.Random(seed)
-    rows = [record for _, record in read_jsonl(path, ("question", "answer"))]
+    rows = list(gsm8k.read_rows(path))
     runs = []
     for at in dice.sample(range(len(rows)), len(rows)):
         problem = gsm8k.read_solution(rows[at]["question"], rows[at]["answer"])
@@ -243,10 +243,26 @@ def read_runs(paths):
     """The records of files of tasks or trajectories."""
     runs = []
     for path in paths:
-        trajectories = [record for _, record in read_jsonl(path)]
-        whole_runs = all(record.get("messages") and "answer" in record for record in trajectories)
-        runs += trajectories if whole_runs else read_tasks(path)
+        trajectories = []
+        for n, record in read_jsonl(path):
+            if record.get("messages") and "answer" in record:
+                check_run(f"{path}, line {n}", record)
+                trajectories.append(record)
+            else:                                          # a file of tasks, whatever their fields are called
+                trajectories = read_tasks(path)
+                break
+        runs += trajectories
     return runs
+
+
+def check_run(where, record):
+    """InputError for a trajectory that lacks what the requests are made of."""
+    for field in ("id", "question"):
+        if not isinstance(record.get(field), str):
+            raise InputError(f'{where}: the field "{field}" is missing or no text')
+    fault = fault_of_corrections(record) if record.get("corrections") else None
+    if fault:
+        raise InputError(f"{where}: {fault}")
 
 
 def choose(runs, n, seed):

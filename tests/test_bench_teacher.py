@@ -184,6 +184,16 @@ def test_requests_are_those_of_the_stages(tmp_path):
     assert set(t.requests_of(task, random.Random(0))) == {"plan"}
 
 
+@pytest.mark.parametrize("change, named", [({"question": None}, '"question" is missing'), ({"id": 3}, '"id" is missing'),
+                                           ({"corrections": [{"step": 1}]}, "`chosen` must be a step")])
+def test_a_run_without_what_is_asked_about_is_refused(change, named, tmp_path):
+    t = bench()
+    run = t.toy_runs(2, 0)[1]
+    write(tmp_path / "mps.jsonl", [run, {**run, **change}])
+    with pytest.raises(t.InputError, match=f"mps.jsonl, line 2: .*{named}"):
+        t.read_runs([tmp_path / "mps.jsonl"])
+
+
 def test_a_wrong_address_is_one_sentence():
     done = script("bench/teacher.py", "ask", "--teacher-url", "http://127.0.0.1:9", check=False)
     assert done.returncode == 2 and "no model answers" in done.stderr and done.stderr.count("\n") == 1
