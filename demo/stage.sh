@@ -1,5 +1,10 @@
 # Sourced by run.sh, lengths.sh, gsm8k.sh and study.sh: what they share. $out is the folder that they write to.
 
+from_there() {                                             # from_there PATH: as seen from where the script was called
+    case "$1" in /*) ;; *) [ "$OLDPWD" = "$PWD" ] || { echo "$OLDPWD/$1"; return; } ;; esac
+    echo "$1"
+}
+
 read_flags() {                                             # read_flags N FLAGSâ€¦: into variables; lines 2 to N are the help
     local script=demo/$(basename "$0") lines=2,$1; shift
     while [ $# -gt 0 ]; do
@@ -7,7 +12,7 @@ read_flags() {                                             # read_flags N FLAGSâ
             --quick) quick=1 ;;
             --fresh) fresh=1 ;;
             --seed) seed=${2:?--seed needs a number}; shift ;;
-            --out) out=${2:?--out needs a folder}; shift ;;
+            --out) out=$(from_there "${2:?--out needs a folder}"); shift ;;
             --student) student=${2:?--student needs a name}; shift ;;
             --size) size=${2:?--size needs cpu or gpu}; shift ;;
             -h|--help) sed -n "${lines}s/^# \\{0,1\\}//p" "$script"; exit ;;
@@ -15,6 +20,10 @@ read_flags() {                                             # read_flags N FLAGSâ
         esac
         shift
     done
+    case "$student" in
+        ''|tiny|untrained|smollm2) ;;
+        *) [ ! -d "$(from_there "$student")" ] || student=$(from_there "$student") ;;      # else a name on the hub
+    esac
     case "$seed" in ''|*[!0-9]*) echo "$script: --seed needs a number, not '$seed'" >&2; exit 2 ;; esac
     case "$size" in cpu|gpu) ;; *) echo "$script: --size is cpu or gpu, not '$size'" >&2; exit 2 ;; esac
     if [ "$student$size" = tinygpu ]; then
@@ -26,7 +35,12 @@ open_out() {                                               # open_out TEXT NAMEâ
     if [ -d "$student" ] && [[ "$(realpath "$student")/" = "$(realpath -m "$out")"/* ]]; then
         echo "$0: the student $student lies in $out, where the run would be written: give another --out" >&2; exit 2
     fi
-    [ -z "$fresh" ] || rm -rf "$out"
+    if [ -n "$fresh" ] && [ -e "$out" ]; then
+        if [ ! -e "$out/settings" ] && [ -n "$(ls -A "$out")" ]; then
+            echo "$0: --fresh would delete $out, which is no run of this script: give another --out" >&2; exit 2
+        fi
+        rm -rf "$out"
+    fi
     local settings="$1 $(declare -p "${@:2}" 2> /dev/null | cksum)"        # the variables NAMEâ€¦ are the sizes
     if [ -e "$out/settings" ] && [ "$(cat "$out/settings")" != "$settings" ]; then
         echo "$0: $out was made with other flags, sizes or data; give --fresh or another --out" >&2; exit 2
@@ -41,8 +55,12 @@ run_on() {                                                 # run_on cpu|gpu STUD
     if [ "$1" = cpu ]; then
         export DS_ACCELERATOR=${DS_ACCELERATOR:-cpu} CUDA_VISIBLE_DEVICES=
         ranks=(-m torch.distributed.run --standalone --nproc_per_node 2)
-    elif "$python" -c 'import importlib.util as i, sys; sys.exit(i.find_spec("vllm") is None)'; then
-        engine=(--engine vllm)
+    else
+        "$python" -c 'import sys, torch; sys.exit(not torch.cuda.is_available())' ||
+            { echo "$0: --size gpu, but PyTorch finds no GPU here" >&2; exit 2; }
+        if "$python" -c 'import importlib.util as i, sys; sys.exit(i.find_spec("vllm") is None)'; then
+            engine=(--engine vllm)
+        fi
     fi
     case "$2" in
         tiny|untrained|smollm2) export HF_HUB_OFFLINE=1 ;;

@@ -14,6 +14,7 @@
 # stopped and adds what is missing. At the end DIR/RESULTS.md is written from the files of all seeds in DIR.
 set -euo pipefail
 cd "$(dirname "$0")/.."
+source demo/stage.sh
 
 # ---- flags ----
 seeds="0 1 2 3 4 5 6 7" arms= jobs=2 quick= out= unit=
@@ -22,7 +23,7 @@ while [ $# -gt 0 ]; do
         --seeds) seeds=${2:?--seeds needs numbers}; shift ;;
         --arms) arms=${2:?--arms needs names}; shift ;;
         --jobs) jobs=${2:?--jobs needs a number}; shift ;;
-        --out) out=${2:?--out needs a folder}; shift ;;
+        --out) out=$(from_there "${2:?--out needs a folder}"); shift ;;
         --quick) quick=1 ;;
         --unit) unit="$2 $3"; shift 2 ;;                                       # for itself: one seed, one arm
         -h|--help) sed -n '2,15s/^# \{0,1\}//p' "$0"; exit ;;
@@ -43,7 +44,6 @@ done
 
 study=1                                                                        # its own sizes
 student=tiny
-source demo/stage.sh
 source demo/sizes.sh
 source demo/venv.sh
 export OMP_WAIT_POLICY=passive TOKENIZERS_PARALLELISM=false OMP_NUM_THREADS=1 LOCAL_WORLD_SIZE=$jobs

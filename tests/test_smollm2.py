@@ -65,6 +65,7 @@ def test_a_missing_package_is_named(there, named, tmp_path, monkeypatch):
 
 SAYS = """#!/bin/bash
 case "$*" in
+    *cuda.is_available*) [ -z "$NO_GPU" ]; exit ;;
     *find_spec*vllm*) [ -n "$VLLM" ]; exit ;;
     *demo/teacher.py*) [ -z "$DEAD" ] || exit 1; echo http://127.0.0.1:1; exec sleep 60 ;;
     *demo/world.py*) mkdir -p "$3"; for n in 2 3 4 5 6; do echo "{\\"horizon\\": $n}"; done | tee "$3"/bc.jsonl > "$3"/eval.jsonl
@@ -147,11 +148,39 @@ def test_what_a_demo_refuses(commands, tmp_path, monkeypatch):
     inside.mkdir(parents=True)
     for demo in "demo/run.sh", "demo/lengths.sh":
         assert "lies in" in commands("--student", str(inside), "--fresh", demo=demo, code=2) and inside.exists()
+    assert "no run of this script" in commands("--fresh", code=2) and inside.exists()
+    inside.rmdir()
+    commands("--fresh")
     commands("--fresh")
     assert "other flags, sizes or data" in commands("--quick", code=2)
+    monkeypatch.setenv("NO_GPU", "1")
+    assert "finds no GPU" in commands("--student", "smollm2", "--size", "gpu", "--fresh", code=2)
     monkeypatch.setenv("DEAD", "1")
     said = commands("--fresh", code=1)
     assert said == "demo/run.sh: the teacher, demo/teacher.py, did not start\n"
+
+
+def test_folders_are_those_that_are_seen_from_where_it_is_called(tmp_path):
+    python = tmp_path / "python"
+    python.write_text(SAYS)
+    python.chmod(0o755)
+    (tmp_path / "Mine").mkdir()
+    done = subprocess.run(["bash", os.path.join(ROOT, "demo", "run.sh"), "--out", "out", "--student", "Mine"], cwd=tmp_path,
+                          text=True, capture_output=True, env={**os.environ, "PYTHON": str(python)})
+    assert done.returncode == 0, done.stderr
+    assert f"sft.py --model {tmp_path}/Mine " in done.stdout and (tmp_path / "out" / "settings").exists()
+
+
+def test_what_the_student_refuses(tmp_path, monkeypatch):
+    monkeypatch.setattr(smollm2.importlib.util, "find_spec", lambda name: True)
+    (tmp_path / "no.gguf").write_text("It is a text.")
+    (tmp_path / "yes.gguf").write_text("GGUF")
+    (tmp_path / "papers").mkdir()
+    (tmp_path / "papers" / "thesis.txt").write_text("It is mine.")
+    for gguf, out, named in ("no.gguf", "out", "no GGUF file"), ("yes.gguf", "papers", "would be deleted"):
+        with pytest.raises(SystemExit, match=named):
+            smollm2.main(smollm2.parse_args(["--gguf", str(tmp_path / gguf), "--out", str(tmp_path / out)]))
+    assert (tmp_path / "papers" / "thesis.txt").exists()
 
 
 def test_lengths_are_cloned_up_to_4_and_tested_up_to_8(commands, tmp_path):
