@@ -11,7 +11,7 @@ from typing import NamedTuple
 from plumbing.json_replies import parse_json
 from plumbing.leaks import leaked, tokens
 from plumbing.thinking import without_thinking
-from plumbing.trajectory import UNREADABLE, Messages, Step, code_of, observed, parse_code, step_of
+from plumbing.trajectory import UNREADABLE, Messages, Step, code_of, observed, parse_code, program_in, step_of
 
 # ---- what a reply says of a trajectory ----
 
@@ -104,6 +104,9 @@ TAG = re.compile(r"</?(?:thought|code|first_thought)>", re.IGNORECASE)
 # A thought with its code; a label or a fence may stand between them.
 THOUGHT = re.compile(r"<thought>((?:(?!</?thought>).)*)</thought>[^<]{0,80}(?=<code\b)",
                      re.DOTALL | re.IGNORECASE)
+# The same with a fence in place of the tags of code.
+FENCED = re.compile(r"<thought>((?:(?!</?thought>).)*)</thought>\s*```(?:python|py)?[ \t]*\n(.*?)\n[ \t]*```[ \t]*$",
+                    re.DOTALL | re.IGNORECASE | re.MULTILINE)
 # What a plan holds that is a program already: a fence, a call with its arguments, a line of code.
 PROGRAM = re.compile(
     r"```|~~~"
@@ -126,7 +129,7 @@ def parse_plan(text: str, question: str = "", answers: str | list[str] | None = 
     """The first thought of a reply, without tags and labels. It may neither hold code nor results.
 
     answers: the reference answers, which it may not hold either; None: that is not checked here. Only the
-    check sees them: what is wrong is said without naming them.
+    check sees them: that an answer is in it is said without naming it.
     """
     text = without_thinking(text)
     tagged = FIRST_THOUGHT.search(text)
@@ -135,23 +138,43 @@ def parse_plan(text: str, question: str = "", answers: str | list[str] | None = 
     plan = LABEL.sub("", text).strip()
     if not plan or TAG.search(plan) or PROGRAM.search(plan):
         raise ValueError("it must be a plan in plain text, without code")
-    stated = [result[0] for result in RESULT.finditer(plan) if not tokens(result[0]) <= tokens(question)]
-    if stated or (answers and leaked(f"<first_thought>{plan}</first_thought>", question, answers, [])):
+    for result in RESULT.finditer(plan):
+        if not tokens(result[0]) <= tokens(question):
+            said = " ".join(result[0].split())
+            raise ValueError(f'it states a result, "{said}": a plan says what to do, and leaves doing it to the steps')
+    if answers and leaked(f"<first_thought>{plan}</first_thought>", question, answers, []):
         raise ValueError("it states a result: a plan says what to do, and leaves doing it to the steps")
     return plan
+
+
+def does_nothing(code: str) -> bool:
+    """Is a program only `pass`, `None` and the like?"""
+    try:
+        statements = parse_code(code).body
+    except UNREADABLE:
+        return False
+    return all(isinstance(statement, ast.Pass)
+               or isinstance(statement, ast.Expr) and isinstance(statement.value, ast.Constant)
+               for statement in statements)
 
 
 def parse_step(text: str) -> str:
     """The first thought–code pair of a reply, without labels, and its code without fences."""
     text = without_thinking(text)
     found = THOUGHT.search(text)
+    fenced = FENCED.search(text)
     thought = ""
     code = None
-    if found:
+    if fenced and (found is None or fenced.start() < found.start()):
+        thought = LABEL.sub("", fenced[1]).strip()
+        code = program_in(fenced[2])
+    elif found:
         thought = LABEL.sub("", found[1]).strip()
         code = code_of(text[found.end():])
     if not thought or not code:
         raise ValueError("it must be one <thought>…</thought> followed by one <code>…</code>, neither empty")
+    if does_nothing(code):
+        raise ValueError("its code does nothing")
     return f"<thought>{thought}</thought><code>{code}</code>"
 
 

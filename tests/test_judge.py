@@ -140,11 +140,17 @@ def test_parse_verdict_forgives_form_but_not_content():
 def test_parse_step():
     wanted = "<thought>Add.</thought><code>x = 1\nprint(x)</code>"
     for text in (wanted, "Well.\n<thought>\nThought: Add.\n</thought>\n<code>\n```python\nx = 1\nprint(x)\n```\n</code>\nObservation: 1",
-                 "<thought>**Thought:** Add.</thought> <code>x = 1\nprint(x)\n</code>", wanted + wanted):
+                 "<thought>**Thought:** Add.</thought> <code>x = 1\nprint(x)\n</code>", wanted + wanted,
+                 "<thought>Add.</thought>\n```python\nx = 1\nprint(x)\n```\n```output\n1\n```\n<thought>b</thought><code>b()</code>",
+                 "<thought>Add.</thought>\n```python\n<code>x = 1\nprint(x)</code>\n```", wanted + "\n```python\nb()\n```"):
         assert parse_step(text) == wanted
-    for text in ("", "<thought>a</thought>", "<thought>a</thought><code></code>", "<thought></thought><code>1</code>"):
-        with pytest.raises(ValueError):
+    for text in ("", "<thought>a</thought>", "<thought>a</thought><code></code>", "<thought></thought><code>x()</code>",
+                 "```python\nprint(1)\n```", "<thought>a</thought>\n```output\nx()\n```"):
+        with pytest.raises(ValueError, match="must be one"):
             parse_step(text)
+    for code in "None", "pass", "...", "# to be done", "'words'\npass":
+        with pytest.raises(ValueError, match="does nothing"):
+            parse_step(f"<thought>None</thought><code>{code}</code>")
 
 
 QUESTION = "Cy has 6 pears. Cy plus 3 is Lea. Lea times 2 is Bo. How many has Bo?"
@@ -719,7 +725,7 @@ def test_the_students_plan_may_be_written_in_capitals():
 
 def test_what_is_no_step():
     assert parse_step("<thought>I use <b>.</thought><code>re.sub('</think>', '', s)</code>").endswith("<code>re.sub('</think>', '', s)</code>")
-    for text in ("<think><thought>a</thought><code>1</code>", "<thought>a</thought><code>1", "<thought>a</thought>\n```python\n1\n```",
+    for text in ("<think><thought>a</thought><code>1</code>", "<thought>a</thought><code>1", "<thought>a</thought>\n```python\n1",
                  "<thought>a</thought><code>```python\n```</code>", "<thought> </thought><code>1</code>"):
         with pytest.raises(ValueError):
             parse_step(text)
@@ -777,6 +783,9 @@ def test_a_plan_with_the_answer_is_asked_again_without_naming_it(fake):
     assert teacher_of(fake).plan(QUESTION, answers="18") == "Add, then double."
     first, second = (body["messages"] for body in fake.bodies)
     assert "18" not in json.dumps(first) and "18" not in second[-1]["content"] and "result" in second[-1]["content"]
+    fake.script = ["First 6 +\n3 = 9 pears, then double them.", "Add, then double."]
+    assert teacher_of(fake).plan(QUESTION, answers="18") == "Add, then double."
+    assert 'it states a result, "6 + 3 = 9": a plan' in fake.bodies[-1]["messages"][-1]["content"]
     fake.script = ["It will be 18 pears."]
     assert teacher_of(fake).plan(QUESTION) == "It will be 18 pears."          # no reference answer, no check
 
