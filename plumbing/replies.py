@@ -105,7 +105,8 @@ TAG = re.compile(r"</?(?:thought|code|first_thought)>", re.IGNORECASE)
 THOUGHT = re.compile(r"<thought>((?:(?!</?thought>).)*)</thought>[^<]{0,80}(?=<code\b)",
                      re.DOTALL | re.IGNORECASE)
 # The same with a fence in place of the tags of code.
-FENCED = re.compile(r"<thought>((?:(?!</?thought>).)*)</thought>\s*```(?:python|py)?[ \t]*\n(.*?)\n[ \t]*```[ \t]*$",
+FENCED = re.compile(r"<thought>((?:(?!</?thought>).)*)</thought>\s*"
+                    r"```(?:python|py)?[ \t]*\n(.*?)\n[ \t]*```[ \t]*$",
                     re.DOTALL | re.IGNORECASE | re.MULTILINE)
 # What a plan holds that is a program already: a fence, a call with its arguments, a line of code.
 PROGRAM = re.compile(
@@ -141,7 +142,8 @@ def parse_plan(text: str, question: str = "", answers: str | list[str] | None = 
     for result in RESULT.finditer(plan):
         if not tokens(result[0]) <= tokens(question):
             said = " ".join(result[0].split())
-            raise ValueError(f'it states a result, "{said}": a plan says what to do, and leaves doing it to the steps')
+            raise ValueError(f'it states a result, "{said}": a plan says what to do, and leaves doing it '
+                             "to the steps")
     if answers and leaked(f"<first_thought>{plan}</first_thought>", question, answers, []):
         raise ValueError("it states a result: a plan says what to do, and leaves doing it to the steps")
     return plan
